@@ -1,0 +1,35 @@
+// Where tensors live and where work is queued.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace flashmha {
+
+enum class DeviceType : std::uint8_t { cpu, cuda };
+
+struct Device {
+  DeviceType type = DeviceType::cpu;
+  int index = 0;
+
+  friend bool operator==(const Device&, const Device&) = default;
+};
+
+// "cpu" or "cuda:0".
+std::string device_name(Device device);
+
+// Inverse of device_name; also takes "cuda" for "cuda:0". Throws invalid_argument.
+Device parse_device(const std::string& name);
+
+// A queue of work: a cudaStream_t on a GPU (null: the default stream); without meaning on a CPU,
+// where every call has finished when it returns.
+struct Stream {
+  void* handle = nullptr;
+};
+
+// Threads that CPU kernels use (default: the cores that this process may run on, or the value of
+// FLASHMHA_NUM_THREADS). set_num_threads(0) restores the default. Results never depend on it.
+int num_threads();
+void set_num_threads(int count);
+
+}  // namespace flashmha

@@ -1,0 +1,9 @@
+// Everything: include this one.
+#pragma once
+
+#include "flashmha/attention.h"
+#include "flashmha/device.h"
+#include "flashmha/dtype.h"
+#include "flashmha/error.h"
+#include "flashmha/plan.h"
+#include "flashmha/tensor.h"

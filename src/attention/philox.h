@@ -1,0 +1,78 @@
+// Dropout as a pure function of (seed, offset, batch, head, row, column).
+//
+// Philox-4x32 with 7 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": the
+// fewest rounds that pass BigCrush). One call gives 128 bits = eight 16-bit draws, for eight
+// neighbouring columns.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+
+#include "flashmha/attention.h"
+
+namespace flashmha {
+
+using PhiloxBlock = std::array<std::uint32_t, 4>;
+
+constexpr PhiloxBlock philox4x32(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
+  constexpr int kRounds = 7;
+  for (int round = 0; round < kRounds; ++round) {
+    const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
+    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
+    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0,
+               static_cast<std::uint32_t>(product1),
+               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1,
+               static_cast<std::uint32_t>(product0)};
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return counter;
+}
+
+// The dropout decisions of one (batch, head): which columns of a row are kept.
+class DropoutRows {
+ public:
+  static constexpr int kColumnsPerBlock = 8;
+
+  // batch_head = batch * num_heads_q + head.
+  DropoutRows(const Dropout& dropout, std::int64_t batch_head)
+      : key0_(static_cast<std::uint32_t>(dropout.seed)),
+        key1_(static_cast<std::uint32_t>(dropout.seed >> 32) ^
+              static_cast<std::uint32_t>(dropout.offset >> 32)),
+        offset_(static_cast<std::uint32_t>(dropout.offset)),
+        batch_head_(static_cast<std::uint32_t>(batch_head)),
+        threshold_(keep_threshold(dropout.p)) {}
+
+  // Bit c is set if column 8 * column_block + c of the row is kept.
+  std::uint32_t keep_bits(std::int64_t row, std::int64_t column_block) const {
+    const PhiloxBlock draws =
+        philox4x32({static_cast<std::uint32_t>(column_block), static_cast<std::uint32_t>(row),
+                    batch_head_, offset_},
+                   key0_, key1_);
+    std::uint32_t bits = 0;
+    for (int column = 0; column < kColumnsPerBlock; ++column) {
+      const std::uint32_t draw = draws[static_cast<std::size_t>(column / 2)] >> (16 * (column % 2));
+      bits |= static_cast<std::uint32_t>((draw & 0xFFFFu) < threshold_) << column;
+    }
+    return bits;
+  }
+
+  bool keep(std::int64_t row, std::int64_t column) const {
+    return (keep_bits(row, column / kColumnsPerBlock) >> (column % kColumnsPerBlock)) & 1u;
+  }
+
+  // A draw of 16 bits keeps its element if it is below this: the keep rate is 1 - p to within 2^-17.
+  static std::uint32_t keep_threshold(float p) {
+    return static_cast<std::uint32_t>(std::lround((1.0 - static_cast<double>(p)) * 65536.0));
+  }
+
+ private:
+  std::uint32_t key0_;
+  std::uint32_t key1_;
+  std::uint32_t offset_;
+  std::uint32_t batch_head_;
+  std::uint32_t threshold_;
+};
+
+}  // namespace flashmha
