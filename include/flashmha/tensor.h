@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 
 #include "flashmha/device.h"
 #include "flashmha/dtype.h"
@@ -85,6 +86,11 @@ Shape contiguous_strides(const Shape& shape);
 class Tensor {
  public:
   Tensor() = default;
+  Tensor(const Tensor&) = delete;
+  Tensor& operator=(const Tensor&) = delete;
+  Tensor(Tensor&&) noexcept = default;
+  Tensor& operator=(Tensor&&) noexcept = default;
+  ~Tensor() = default;
 
   // Memory with unspecified contents. Throws invalid_argument for negative or overflowing shapes,
   // out_of_memory if the allocation fails.
@@ -117,13 +123,6 @@ class Tensor {
  private:
   TensorView view_;
   std::shared_ptr<void> owner_;
-
- public:
-  Tensor(const Tensor&) = delete;
-  Tensor& operator=(const Tensor&) = delete;
-  Tensor(Tensor&&) noexcept = default;
-  Tensor& operator=(Tensor&&) noexcept = default;
-  ~Tensor() = default;
 };
 
 // Contiguous copy of a strided view.
@@ -150,12 +149,13 @@ TensorView view_of(T* data, const Shape& shape) {
   return {const_cast<Element*>(data), dtype_of<Element>, Device{}, shape, contiguous_strides(shape)};
 }
 
-void copy_bytes_in(const Tensor& destination, const void* source, std::size_t num_elements);
+// Implementation of Tensor::from: checks the count and copies.
+void copy_values(const Tensor& destination, const void* values, std::size_t count);
 
 template <class T>
 Tensor Tensor::from(std::span<const T> values, const Shape& shape) {
   Tensor tensor = empty(shape, dtype_of<T>);
-  copy_bytes_in(tensor, values.data(), values.size());
+  copy_values(tensor, values.data(), values.size());
   return tensor;
 }
 

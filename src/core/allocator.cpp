@@ -1,0 +1,116 @@
+#include "core/allocator.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "core/check.h"
+#include "flashmha/tensor.h"
+
+namespace flashmha {
+namespace {
+
+// Keeps freed blocks for the next tensor of the same size. Large blocks from the system are fresh
+// pages: each costs a page fault per 4 KiB on first use, more than the work of a short attention call.
+class HostPool {
+ public:
+  void* take(std::size_t bytes) {
+    if (bytes >= kSmallestPooled) {
+      const std::lock_guard lock(mutex_);
+      auto found = free_.find(bytes);
+      if (found != free_.end() && !found->second.empty()) {
+        void* block = found->second.back();
+        found->second.pop_back();
+        pooled_bytes_ -= bytes;
+        return block;
+      }
+    }
+    void* block = std::aligned_alloc(kAlignment, bytes);
+    if (block == nullptr) {
+      release_all();
+      block = std::aligned_alloc(kAlignment, bytes);
+    }
+    return block;
+  }
+
+  void give(void* block, std::size_t bytes) {
+    if (bytes >= kSmallestPooled) {
+      const std::lock_guard lock(mutex_);
+      if (pooled_bytes_ + bytes <= kLargestPool) {
+        free_[bytes].push_back(block);
+        pooled_bytes_ += bytes;
+        return;
+      }
+    }
+    std::free(block);
+  }
+
+ private:
+  static constexpr std::size_t kSmallestPooled = std::size_t{64} << 10;
+  static constexpr std::size_t kLargestPool = std::size_t{1} << 30;
+
+  void release_all() {
+    const std::lock_guard lock(mutex_);
+    for (auto& [bytes, blocks] : free_) {
+      for (void* block : blocks) std::free(block);
+    }
+    free_.clear();
+    pooled_bytes_ = 0;
+  }
+
+  std::mutex mutex_;
+  std::map<std::size_t, std::vector<void*>> free_;
+  std::size_t pooled_bytes_ = 0;
+};
+
+HostPool& host_pool() {
+  // Never destroyed: tensors with static lifetime may be freed after any other static object.
+  static auto* pool = new HostPool;
+  return *pool;
+}
+
+std::atomic<std::size_t> current_bytes{0};
+std::atomic<std::size_t> peak_bytes{0};
+
+void count_allocation(std::size_t bytes) {
+  const std::size_t now = current_bytes.fetch_add(bytes) + bytes;
+  std::size_t peak = peak_bytes.load();
+  while (peak < now && !peak_bytes.compare_exchange_weak(peak, now)) {
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<void> allocate(std::size_t bytes, Device device) {
+  if (device.type != DeviceType::cpu) {
+    fail(ErrorCode::device, "[allocate] {} is not available: this library was built without CUDA",
+         device_name(device));
+  }
+  constexpr std::size_t kLargest = static_cast<std::size_t>(-1) / 2;
+  const std::size_t rounded =
+      bytes > kLargest ? 0 : (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const std::size_t block_bytes = bytes == 0 ? kAlignment : rounded;
+  void* block = block_bytes == 0 ? nullptr : host_pool().take(block_bytes);
+  if (block == nullptr) {
+    fail(ErrorCode::out_of_memory, "[allocate] {} bytes could not be had; {} bytes are in use",
+         bytes, current_bytes.load());
+  }
+  count_allocation(block_bytes);
+  return {block, [block_bytes](void* owned) {
+            current_bytes.fetch_sub(block_bytes);
+            host_pool().give(owned, block_bytes);
+          }};
+}
+
+MemoryStats memory_stats(Device device) {
+  if (device.type != DeviceType::cpu) return {};
+  return {current_bytes.load(), peak_bytes.load()};
+}
+
+void reset_peak_memory(Device device) {
+  if (device.type == DeviceType::cpu) peak_bytes.store(current_bytes.load());
+}
+
+}  // namespace flashmha

@@ -1,0 +1,109 @@
+// Elementwise copies between strided tensors on the host: clone, cast, copy, fill.
+#include <cstring>
+
+#include "core/check.h"
+#include "core/visit.h"
+#include "flashmha/tensor.h"
+
+namespace flashmha {
+namespace {
+
+void require_host(const TensorView& view, const char* function) {
+  check(view.device.type == DeviceType::cpu, "[{}] works on host tensors; got {}", function,
+        to_string(view));
+}
+
+template <class To, class From>
+To convert(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_same_v<To, double> && std::is_class_v<From>) {
+    return static_cast<double>(static_cast<float>(value));
+  } else if constexpr (std::is_class_v<To> && !std::is_same_v<From, float>) {
+    return To(static_cast<float>(value));
+  } else if constexpr (std::is_class_v<From> && !std::is_same_v<To, float>) {
+    return static_cast<To>(static_cast<float>(value));
+  } else {
+    return static_cast<To>(value);
+  }
+}
+
+// Calls row(source_offset, destination_offset) for every innermost row, both offsets in elements.
+template <class Row>
+void for_each_row(const TensorView& source, const TensorView& destination, Row row) {
+  const int inner = source.rank() - 1;
+  Shape index = source.shape;
+  for (int dim = 0; dim < inner; ++dim) index[dim] = 0;
+  if (source.numel() == 0) return;
+  while (true) {
+    std::int64_t from = 0;
+    std::int64_t to = 0;
+    for (int dim = 0; dim < inner; ++dim) {
+      from += index[dim] * source.strides[dim];
+      to += index[dim] * destination.strides[dim];
+    }
+    row(from, to);
+    int dim = inner - 1;
+    while (dim >= 0 && ++index[dim] == source.shape[dim]) index[dim--] = 0;
+    if (dim < 0) return;
+  }
+}
+
+}  // namespace
+
+void copy(const TensorView& source, const TensorView& destination) {
+  require_host(source, "copy");
+  require_host(destination, "copy");
+  check(source.shape == destination.shape, "[copy] shapes must be equal; got {} and {}",
+        to_string(source), to_string(destination));
+  check(source.dtype == destination.dtype ||
+            is_floating(source.dtype) == is_floating(destination.dtype),
+        "[copy] converts floating to floating or integer to integer; got {} and {}",
+        to_string(source), to_string(destination));
+  if (!source.defined()) return;
+  const int inner = source.rank() - 1;
+  visit_dtype(source.dtype, [&]<class From>(From) {
+    visit_dtype(destination.dtype, [&]<class To>(To) {
+      const From* from = source.as<From>();
+      To* to = destination.as<To>();
+      const std::int64_t length = source.shape[inner];
+      const std::int64_t from_stride = source.strides[inner];
+      const std::int64_t to_stride = destination.strides[inner];
+      for_each_row(source, destination, [&](std::int64_t from_offset, std::int64_t to_offset) {
+        for (std::int64_t i = 0; i < length; ++i) {
+          to[to_offset + i * to_stride] = convert<To>(from[from_offset + i * from_stride]);
+        }
+      });
+    });
+  });
+}
+
+void fill(const TensorView& destination, double value) {
+  require_host(destination, "fill");
+  if (!destination.defined()) return;
+  if (value == 0.0 && destination.is_contiguous()) {
+    if (destination.numel() > 0) std::memset(destination.data, 0, destination.bytes());
+    return;
+  }
+  const int inner = destination.rank() - 1;
+  visit_dtype(destination.dtype, [&]<class To>(To) {
+    To* to = destination.as<To>();
+    const To element = convert<To>(value);
+    for_each_row(destination, destination, [&](std::int64_t, std::int64_t offset) {
+      for (std::int64_t i = 0; i < destination.shape[inner]; ++i) {
+        to[offset + i * destination.strides[inner]] = element;
+      }
+    });
+  });
+}
+
+Tensor clone(const TensorView& source) { return cast(source, source.dtype); }
+
+Tensor cast(const TensorView& source, DType dtype) {
+  check(source.defined(), "[cast] needs a tensor; got none");
+  Tensor result = Tensor::empty(source.shape, dtype, source.device);
+  copy(source, result);
+  return result;
+}
+
+}  // namespace flashmha

@@ -1,0 +1,28 @@
+#include "flashmha/device.h"
+
+#include <charconv>
+
+#include "core/check.h"
+
+namespace flashmha {
+
+std::string device_name(Device device) {
+  return device.type == DeviceType::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+}
+
+Device parse_device(const std::string& name) {
+  if (name == "cpu") return {};
+  if (name == "cuda") return {DeviceType::cuda, 0};
+  constexpr std::string_view kPrefix = "cuda:";
+  int index = -1;
+  if (name.starts_with(kPrefix)) {
+    const char* first = name.data() + kPrefix.size();
+    const char* last = name.data() + name.size();
+    const auto [end, error] = std::from_chars(first, last, index);
+    if (error != std::errc{} || end != last) index = -1;
+  }
+  check(index >= 0, "[parse_device] a device is 'cpu', 'cuda' or 'cuda:<index>'; got '{}'", name);
+  return {DeviceType::cuda, index};
+}
+
+}  // namespace flashmha
