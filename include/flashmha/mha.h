@@ -1,0 +1,163 @@
+// Multi-head attention layers: MultiHeadAttention materialises the scores and is what
+// FlashMultiHeadAttention is compared with. Both have the same parameters and the same five steps,
+//
+//   project -> (q/k norm) -> rotary -> cache -> attention -> output projection
+//
+// in [batch, seqlen, num_heads, head_dim] from the first to the last: nothing is ever transposed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "flashmha/kv_cache.h"
+#include "flashmha/layers.h"
+#include "flashmha/padding.h"
+#include "flashmha/rotary.h"
+
+namespace flashmha::nn {
+
+struct AttentionConfig {
+  std::int64_t hidden_size = 0;
+  std::int64_t num_heads = 0;
+  std::int64_t num_kv_heads = 0;  // 0: num_heads
+  std::int64_t head_dim = 0;      // 0: hidden_size / num_heads
+  bool qkv_bias = false;
+  bool out_bias = false;
+  bool qk_norm = false;  // RMSNorm of every head of q and k, before rotary
+  float qk_norm_eps = 1e-6f;
+  std::optional<float> softmax_scale;  // default 1 / sqrt(head_dim)
+  bool causal = true;
+  std::int64_t sliding_window = 0;  // keys that a token sees, itself included; 0: all
+  float softcap = 0.0f;
+  bool sinks = false;                  // a trainable logit per head in the denominator
+  float dropout = 0.0f;                // of attention probabilities, in training only
+  std::optional<RotaryConfig> rotary;  // its head_dim may be left 0
+  std::int64_t layer_index = 0;        // layers of one model draw different dropout masks
+
+  // The same with the zeros filled in; throws invalid_argument if the numbers do not fit together.
+  AttentionConfig resolved() const;
+};
+
+// One call of an attention layer.
+struct AttentionInputs {
+  TensorView hidden_states;  // [batch, seqlen, hidden_size]
+  // [batch, length], non-zero = real token. With a cache, length counts the cached tokens too. Of a
+  // mask that is longer than the keys the last columns count; keys beyond a shorter one are
+  // ignored.
+  TensorView attention_mask;
+  // int32 [batch, seqlen]: rotary positions. Default: the number of real tokens before (by the
+  // mask, the packed sequences, and the cache's length).
+  TensorView position_ids;
+  const PackedSequences* packed = nullptr;  // not together with a mask or a cache
+  TensorView
+      encoder_states;  // [batch, seqlen_k, hidden_size]: keys and values come from here
+                       // (cross-attention: not causal, no rotary, no cache; the mask is theirs)
+  KVCache* cache = nullptr;
+  std::optional<bool> causal;  // overrides the config's
+  bool training = false;       // dropout is applied
+  std::uint64_t dropout_seed = 0;
+  std::uint64_t dropout_offset = 0;  // different in every step; layers differ by their index
+  bool deterministic = false;        // also set by FLASHMHA_DETERMINISTIC=1 in the environment
+  // Materialised probabilities in Saved::probabilities: MultiHeadAttention only; the flash layer,
+  // which never has them, throws.
+  bool return_probabilities = false;
+};
+
+// What an attention layer keeps for its backward.
+struct AttentionSaved {
+  Tensor q, k, v;       // [batch, seqlen, num_heads, head_dim] as attention saw them
+  Tensor q_raw, k_raw;  // before the q/k norm; defined only with it
+  RMSNorm::Saved q_norm, k_norm;
+  Tensor positions;                   // int32 [batch, seqlen]; defined only with rotary
+  FlashAttentionMixin::Result flash;  // FlashMultiHeadAttention
+  Tensor probabilities;               // MultiHeadAttention: [batch, num_heads, seqlen_q, seqlen_k]
+  Tensor out;                         // MultiHeadAttention: [batch, seqlen, num_heads, head_dim]
+};
+
+struct AttentionLayerGradients {
+  Tensor hidden_states;   // [batch, seqlen, hidden_size]
+  Tensor encoder_states;  // [batch, seqlen_k, hidden_size]; defined with encoder_states
+};
+
+// The plain layer: softmax(q k^T) as a matrix in memory.
+class MultiHeadAttention {
+ public:
+  AttentionConfig config;
+  Linear q_proj;                            // [num_heads * head_dim, hidden_size]
+  Linear k_proj;                            // [num_kv_heads * head_dim, hidden_size]
+  Linear v_proj;                            // [num_kv_heads * head_dim, hidden_size]
+  Linear o_proj;                            // [hidden_size, num_heads * head_dim]
+  RMSNorm q_norm;                           // [head_dim]; defined with config.qk_norm
+  RMSNorm k_norm;                           // [head_dim]
+  Parameter sinks;                          // [num_heads]; defined with config.sinks
+  std::shared_ptr<RotaryEmbedding> rotary;  // null: no rotation. Layers may share one
+
+  // Zero weights, unit norms. Throws invalid_argument for a config that does not fit together.
+  MultiHeadAttention(const AttentionConfig& config, DType dtype, Device device = {});
+  virtual ~MultiHeadAttention() = default;
+  MultiHeadAttention(MultiHeadAttention&&) = default;
+  MultiHeadAttention& operator=(MultiHeadAttention&&) = default;
+
+  // [batch, seqlen, hidden_size]. The cache, if one is given, has grown by seqlen tokens.
+  Tensor forward(const AttentionInputs& inputs, AttentionSaved* saved = nullptr) const;
+
+  // inputs must equal the forward's. Refused with a cache.
+  AttentionLayerGradients backward(const TensorView& dout, const AttentionInputs& inputs,
+                                   const AttentionSaved& saved);
+
+  void visit(const std::string& prefix, const ParameterVisitor& visitor);
+
+ protected:
+  // Step four. q [batch, seqlen_q, num_heads, head_dim]. Returns a view of [batch, seqlen_q,
+  // num_heads, head_dim] that lives in `saved`.
+  virtual TensorView attend(const TensorView& q, const CachedKeys& keys,
+                            const AttentionInputs& inputs, AttentionSaved& saved) const;
+  // dout as attend's result; dsinks is added to sinks by the caller.
+  virtual AttentionGradients attend_backward(const TensorView& dout, const AttentionInputs& inputs,
+                                             const AttentionSaved& saved) const;
+
+  // The options of step four for this call.
+  AttentionOptions attention_options(const AttentionInputs& inputs) const;
+
+ private:
+  void check_inputs(const AttentionInputs& inputs) const;
+  void project(const AttentionInputs& inputs, AttentionSaved& saved) const;
+  void rotate(const AttentionInputs& inputs, AttentionSaved& saved) const;
+};
+
+// The same layer through the FlashAttention API: memory linear in the sequence.
+class FlashMultiHeadAttention : public MultiHeadAttention {
+ public:
+  using MultiHeadAttention::MultiHeadAttention;
+
+ protected:
+  TensorView attend(const TensorView& q, const CachedKeys& keys, const AttentionInputs& inputs,
+                    AttentionSaved& saved) const override;
+  AttentionGradients attend_backward(const TensorView& dout, const AttentionInputs& inputs,
+                                     const AttentionSaved& saved) const override;
+};
+
+// ---- attention with materialised scores, as a function
+// -------------------------------------------
+
+struct PlainAttentionResult {
+  Tensor out;            // [batch, seqlen_q, num_heads_q, head_dim_v]
+  Tensor probabilities;  // q's dtype, [batch, num_heads_q, seqlen_q, seqlen_k], before dropout
+};
+
+// flash_attn_func by three well-made steps: batched matrix product, vectorised softmax, batched
+// matrix product. Serves softmax_scale, causal, window, softcap, mask, sinks and dropout; the rest
+// of the options is refused. The baseline of the benchmarks.
+PlainAttentionResult plain_attention(const TensorView& q, const TensorView& k, const TensorView& v,
+                                     const AttentionOptions& options = {}, Stream stream = {});
+
+// Its gradients; options must equal the forward's.
+AttentionGradients plain_attention_backward(const TensorView& dout, const TensorView& q,
+                                            const TensorView& k, const TensorView& v,
+                                            const TensorView& probabilities,
+                                            const AttentionOptions& options = {},
+                                            Stream stream = {});
+
+}  // namespace flashmha::nn

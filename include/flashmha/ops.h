@@ -1,0 +1,193 @@
+// The operations that a transformer needs around attention, on tensors that the caller owns.
+//
+// Rules that hold for every function here:
+//   - All tensors of a call live on one device; the call is served by that device's backend. A
+//     backend that the library was built without gives Error(unsupported).
+//   - Outputs are written, never allocated. Outputs named gradient or d<weight> are float32 and are
+//     added to; everything else is overwritten. An output may be the same view as an input only
+//     where that is said.
+//   - "floating" means float32, bfloat16 or float16; different tensors of a call may differ. All
+//     arithmetic is float32, rounded once on the way out.
+//   - Views may have any strides, the last dimension stride 1 (matmul: any).
+//   - On a CPU, results are the same bits for every number of threads.
+//   - Shapes or dtypes that break a rule throw Error(invalid_argument) with the values found.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "flashmha/attention.h"
+#include "flashmha/device.h"
+#include "flashmha/tensor.h"
+
+namespace flashmha::ops {
+
+// ---- matrix product ----------------------------------------------------------------------------
+
+struct MatmulOptions {
+  float alpha = 1.0f;
+  float beta = 0.0f;  // 0: c is not read, so it may hold anything, NaN included
+  TensorView bias;    // floating [n], added to every row; or not given
+};
+
+// c = alpha * a b + beta * c + bias.
+// a [..., m, k], b [..., k, n], c [..., m, n], floating, any strides: a transposed operand is a
+// transposed view. c gives the leading dimensions; those of a and b broadcast to them. k = 0 gives
+// beta * c + bias.
+void matmul(const TensorView& a, const TensorView& b, const TensorView& c,
+            const MatmulOptions& options = {}, Stream stream = {});
+
+// gradient[j] += sum over rows of dout[..., j]; dout floating [..., n], gradient float32 [n].
+void bias_gradient(const TensorView& dout, const TensorView& gradient, Stream stream = {});
+
+// ---- normalisation and activation --------------------------------------------------------------
+
+// y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019,
+// "RMSNorm"). x, y floating [..., n]; weight floating [n]; rstd float32 [...] or not given: 1 /
+// sqrt(...), which the backward needs. y may be x.
+void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& y,
+              const TensorView& rstd = {}, Stream stream = {});
+
+// dy, x, dx [..., n]; rstd [...] from the forward; dx may be dy. dweight float32 [n], added to; or
+// not given.
+void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& weight,
+                       const TensorView& rstd, const TensorView& dx, const TensorView& dweight,
+                       Stream stream = {});
+
+// out = silu(gate) * up, silu(x) = x / (1 + exp(-x)) (Shazeer 2020, "GLU variants": SwiGLU). All
+// floating, equal shapes; out may be gate or up.
+void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out,
+              Stream stream = {});
+
+// Gradients of silu_mul; dgate may be gate, dup may be up.
+void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
+                       const TensorView& dgate, const TensorView& dup, Stream stream = {});
+
+// out = a + b. Equal shapes, floating; out may be a or b.
+void add(const TensorView& a, const TensorView& b, const TensorView& out, Stream stream = {});
+
+// ---- rotary embedding --------------------------------------------------------------------------
+
+struct RotaryTables {
+  TensorView cos;            // float32 [num_positions, rotary_dim / 2], attention scaling included
+  TensorView sin;            // same
+  bool interleaved = false;  // true: pairs (2i, 2i+1); false: pairs (i, i + rotary_dim / 2)
+};
+
+// Rotates the first rotary_dim elements of every head; the rest is copied (Su et al. 2021).
+// x, y floating [batch, seqlen, num_heads, head_dim] with positions int32 [batch, seqlen], or
+// [total, num_heads, head_dim] with positions int32 [total]. Positions are rows of the tables and
+// are checked against them. y may be x.
+void rotary(const TensorView& x, const RotaryTables& tables, const TensorView& positions,
+            const TensorView& y, Stream stream = {});
+
+// Gradient of rotary: the transposed rotation. dx may be dy.
+void rotary_backward(const TensorView& dy, const RotaryTables& tables, const TensorView& positions,
+                     const TensorView& dx, Stream stream = {});
+
+// ---- materialised attention: the pieces of the plain baseline
+// ------------------------------------
+
+// Which scores of a materialised matrix [batch, num_heads, seqlen_q, seqlen_k] take part, and how.
+struct SoftmaxOptions {
+  float softcap = 0.0f;            // > 0: softcap * tanh(score / softcap), before masking
+  std::int64_t window_left = -1;   // row i sees columns [i + shift - left, i + shift + right];
+  std::int64_t window_right = -1;  // -1 = unbounded; causal: right = 0
+  std::int64_t shift = 0;          // seqlen_k - seqlen_q: the last query sees the last key
+  TensorView mask;   // boolean, broadcastable to the scores, true = may be seen; or not given
+  TensorView sinks;  // floating [num_heads]: a logit more in the denominator; or not given
+};
+
+// probabilities = softmax of the masked scores over the last dimension; 0 where masked, and
+// everywhere in a row that sees nothing. Both floating, equal shapes; may be the same view.
+void softmax(const TensorView& scores, const SoftmaxOptions& options,
+             const TensorView& probabilities, Stream stream = {});
+
+// dscores = p * (dp - sum(p * dp)), times the derivative of the softcap. scores: the forward's
+// input, needed with softcap only. dscores may be dprobabilities. dsinks float32 [num_heads], added
+// to; or not given.
+void softmax_backward(const TensorView& dprobabilities, const TensorView& probabilities,
+                      const TensorView& scores, const SoftmaxOptions& options,
+                      const TensorView& dscores, const TensorView& dsinks = {}, Stream stream = {});
+
+// y = x / (1 - p) where kept, else 0; x, y floating [batch, num_heads, seqlen_q, seqlen_k]. Keeps
+// the elements that attention with the same Dropout keeps. Its own gradient. y may be x.
+void attention_dropout(const TensorView& x, const Dropout& dropout, const TensorView& y,
+                       Stream stream = {});
+
+// ---- rows --------------------------------------------------------------------------------------
+
+// y[i] = x[indices[i]]. x [rows, ...], y [n, ...] of one dtype, contiguous rows; indices int64 [n],
+// checked.
+void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
+                 Stream stream = {});
+
+// y[indices[i]] = x[i], all other rows of y become 0. The indices must differ.
+void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
+                  Stream stream = {});
+
+// out[...] = table[ids[...]]. table floating [vocabulary, hidden]; ids int32 or int64; out floating
+// [ids' shape..., hidden]. Ids outside the table are refused.
+void embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+               Stream stream = {});
+
+// dtable[ids[...]] += dout[...]; dtable float32 [vocabulary, hidden].
+void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
+                        Stream stream = {});
+
+// Index of the largest element of every row, the first of equals; NaN counts as largest. x floating
+// [..., n], out int32 [...].
+void argmax(const TensorView& x, const TensorView& out, Stream stream = {});
+
+// ---- loss and optimiser ------------------------------------------------------------------------
+
+// Mean of lse(logits[i]) - logits[i, targets[i]] over the rows whose target is not ignore_index (0
+// if there is none). logits floating [rows, vocabulary]; targets int32 or int64 [rows], others are
+// checked against the vocabulary; loss float32 [2]: the mean and the number of rows counted; lse
+// float32 [rows], for the backward.
+void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
+                   const TensorView& loss, const TensorView& lse, Stream stream = {});
+
+struct CrossEntropySaved {
+  TensorView targets;
+  TensorView lse;   // float32 [rows]
+  TensorView loss;  // float32 [2]
+  std::int64_t ignore_index = -100;
+};
+
+// dlogits = scale * (softmax(logits) - onehot) / rows counted; ignored rows 0. dlogits may be
+// logits, so that no second copy of the logits ever exists.
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+                            const TensorView& dlogits, Stream stream = {});
+
+// norm[0] = sqrt of the sum of squares of all elements of all tensors (float32, any shapes); norm
+// float32 [1].
+void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm,
+                   Stream stream = {});
+
+struct AdamWOptions {
+  float learning_rate = 1e-3f;
+  float beta1 = 0.9f;
+  float beta2 = 0.999f;
+  float eps = 1e-8f;
+  float weight_decay = 0.01f;  // decoupled: parameter -= learning_rate * weight_decay * parameter
+  std::int64_t step = 1;       // counts from 1
+  // > 0: gradients are scaled by min(1, max_gradient_norm / (gradient_norm + 1e-6)).
+  float max_gradient_norm = 0.0f;
+  TensorView gradient_norm;  // float32 [1], from gradient_norm(); needed with max_gradient_norm
+};
+
+// The state of one parameter; equal shapes, contiguous.
+struct AdamWState {
+  TensorView parameter;  // floating
+  TensorView gradient;   // float32
+  TensorView moment1;    // float32, zeros before the first step
+  TensorView moment2;    // float32, zeros before the first step
+  TensorView master;     // float32 copy that is updated and rounded into a 16-bit parameter; must
+                         // be given for those, must not for float32
+};
+
+// One step of AdamW (Loshchilov & Hutter 2019, "Decoupled weight decay regularization").
+void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream = {});
+
+}  // namespace flashmha::ops
