@@ -73,8 +73,9 @@ struct Rotary {
   TensorView cos;            // float32 or q's dtype [num_positions, rotary_dim / 2]
   TensorView sin;            // same
   bool interleaved = false;  // true: pairs (2i, 2i+1); false: pairs (i, i + rotary_dim / 2)
-  // int32 [batch, seqlen_q]: table row of every query. Default: its slot in the cache,
-  // cache_seqlens[b] + i. Appended key i takes the position of query i.
+  // int32 [batch, max(seqlen_q, seqlen_new)]: table rows of query i and of appended key i. Default:
+  // the slot cache_seqlens[b] + i; without causal mask and window, queries all take slot
+  // cache_seqlens[b], as in FlashAttention-2.
   TensorView positions;
 };
 
@@ -110,7 +111,7 @@ AttentionResult flash_attn_qkvpacked_func(const TensorView& qkv,
 
 // Ragged batch: q [total_q, num_heads_q, head_dim], k [total_k, num_heads_kv, head_dim] (or pages),
 // out [total_q, num_heads_q, head_dim_v], lse [num_heads_q, total_q]. cu_seqlens that fall, or that
-// reach beyond the tensors, are refused.
+// reach beyond the tensors, are refused; rows that belong to no sequence give out 0 and lse -inf.
 AttentionResult flash_attn_varlen_func(const TensorView& q, const TensorView& k,
                                        const TensorView& v, const Sequences& sequences,
                                        const AttentionOptions& options = {}, Stream stream = {});
@@ -147,8 +148,8 @@ struct AttentionGradients {
   Tensor dq;
   Tensor dk;
   Tensor dv;
-  Tensor dbias;   // float32, shape of options.bias; defined if bias was given
-  Tensor dsinks;  // float32 [num_heads_q]; defined if sinks were given
+  Tensor dbias;   // float32 (float64 with float64 q), shape of options.bias; defined if bias was given
+  Tensor dsinks;  // same dtype, [num_heads_q]; defined if sinks were given
 };
 
 // Gradients of flash_attn_func. out and lse are its results, dout has out's shape. dlse, if given,

@@ -78,6 +78,7 @@ struct Problem {
     bool cache_batch_idx = false;
     bool leftpad = false;
     std::int64_t rotary_dim = 0;  // 0: no rotary embedding
+    bool rotary_advances = false;  // query i is one position further than query i - 1
     int num_splits = 0;
     friend bool operator==(const Layout&, const Layout&) = default;
   };

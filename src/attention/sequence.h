@@ -38,12 +38,10 @@ Sequence find_sequence(const Problem& problem, const AttentionCall& call, std::i
 
 // Rows of q-like tensors (q, out, dout, dq) of one head: [batch, seqlen, heads, dim] or
 // [total, heads, dim].
-HeadRows query_rows(const Problem& problem, const TensorView& tensor, const Sequence& sequence,
-                    std::int64_t head_q);
+HeadRows query_rows(const TensorView& tensor, const Sequence& sequence, std::int64_t head_q);
 
 // Rows of contiguous k-like tensors (k, v, dk, dv or an unpaged cache) of one head.
-HeadRows key_rows(const Problem& problem, const TensorView& tensor, const Sequence& sequence,
-                  std::int64_t head_kv);
+HeadRows key_rows(const TensorView& tensor, const Sequence& sequence, std::int64_t head_kv);
 
 // A run of keys whose rows are evenly spaced.
 struct KeyRun {
@@ -59,8 +57,7 @@ KeyRun find_keys(const Problem& problem, const AttentionCall& call, const Tensor
 
 // Offset of row 0 of one head in lse and dlse ([batch, num_heads_q, seqlen_q] or [num_heads_q,
 // total_q]); rows are neighbours.
-std::int64_t lse_offset(const Problem& problem, const TensorView& lse, const Sequence& sequence,
-                        std::int64_t head_q);
+std::int64_t lse_offset(const TensorView& lse, const Sequence& sequence, std::int64_t head_q);
 
 // An additive bias or boolean mask of one head: element (i, j) lies at
 // data[i * row_stride + j * column_stride]; strides are 0 along broadcast dimensions.
@@ -72,8 +69,10 @@ struct ScoreMap {
 };
 ScoreMap score_map(const TensorView& tensor, const Sequence& sequence, std::int64_t head_q);
 
-// The table row that rotates query i (and appended key i) of the sequence.
-std::int64_t rotary_position(const AttentionCall& call, const Sequence& sequence, std::int64_t i);
+// The row of the rotary tables for query i, and for appended key i, of the sequence.
+std::int64_t query_position(const Problem& problem, const AttentionCall& call,
+                            const Sequence& sequence, std::int64_t i);
+std::int64_t key_position(const AttentionCall& call, const Sequence& sequence, std::int64_t i);
 
 // ALiBi slope of a head; 0 if the call has none.
 float alibi_slope(const AttentionCall& call, const Sequence& sequence, std::int64_t head_q);

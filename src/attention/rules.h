@@ -1,0 +1,75 @@
+// Helpers to state rules about tensors with good messages.
+#pragma once
+
+#include <string_view>
+
+#include "core/check.h"
+#include "flashmha/tensor.h"
+
+namespace flashmha {
+
+// States rules on behalf of one API function: require(ok, "rule ({}); got ...", values).
+class Rules {
+ public:
+  explicit Rules(std::string_view function) : function_(function) {}
+
+  template <class... Args>
+  void require(bool condition, fmt::format_string<Args...> message, Args&&... args) const {
+    if (!condition) [[unlikely]] {
+      fail(ErrorCode::invalid_argument,
+           fmt::format("[{}] {}", function_, fmt::format(message, std::forward<Args>(args)...)));
+    }
+  }
+
+  void given(const TensorView& tensor, std::string_view what) const {
+    require(tensor.defined(), "{} must be given", what);
+  }
+  void has_rank(const TensorView& tensor, std::string_view what, int rank,
+                std::string_view axes) const {
+    given(tensor, what);
+    require(tensor.rank() == rank, "{} must be {}; got {}", what, axes, to_string(tensor));
+  }
+  void has_shape(const TensorView& tensor, std::string_view what, const Shape& shape,
+                 std::string_view axes) const {
+    given(tensor, what);
+    require(tensor.shape == shape, "{} must be {} = {}; got {}", what, axes, to_string(shape),
+            to_string(tensor));
+  }
+  void has_dtype(const TensorView& tensor, std::string_view what, DType dtype) const {
+    require(tensor.dtype == dtype, "{} must be {}; got {}", what, dtype_name(dtype),
+            to_string(tensor));
+  }
+  void on_device(const TensorView& tensor, std::string_view what, Device device) const {
+    require(tensor.device == device, "{} must be on {} like q; got {}", what, device_name(device),
+            to_string(tensor));
+  }
+  void unit_stride(const TensorView& tensor, std::string_view what) const {
+    const int last = tensor.rank() - 1;
+    require(tensor.shape[last] <= 1 || tensor.strides[last] == 1,
+            "the last dimension of {} must have stride 1; got {} with strides {}", what,
+            to_string(tensor), to_string(tensor.strides));
+  }
+  void has_data(const TensorView& tensor, std::string_view what) const {
+    require(tensor.data != nullptr || tensor.numel() == 0, "{} has no memory; got {}", what,
+            to_string(tensor));
+  }
+
+  // The common demands on an optional int32 index tensor of a shape.
+  void index_tensor(const TensorView& tensor, std::string_view what, const Shape& shape,
+                    std::string_view axes, Device device) const {
+    has_shape(tensor, what, shape, axes);
+    has_dtype(tensor, what, DType::int32);
+    on_device(tensor, what, device);
+    has_data(tensor, what);
+  }
+
+ private:
+  std::string_view function_;
+};
+
+// Element i of a host int32 vector.
+inline std::int64_t int_at(const TensorView& tensor, std::int64_t i) {
+  return static_cast<const std::int32_t*>(tensor.data)[i * tensor.strides[0]];
+}
+
+}  // namespace flashmha
