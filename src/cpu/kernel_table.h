@@ -1,0 +1,18 @@
+#pragma once
+
+#include "cpu/probe.h"
+
+namespace flashmha::cpu {
+
+// What one tier (one instruction set) exports. Every kernel source of the room is compiled once for
+// each tier, into namespace flashmha::cpu::<tier>; nothing else of that namespace is called from
+// outside.
+struct KernelTable {
+  const char* name;
+  int lanes;      // floats in a vector
+  int tile_rows;  // register tile of the matrix products
+  int tile_columns;
+  const ProbeKernels* probe;
+};
+
+}  // namespace flashmha::cpu

@@ -1,0 +1,115 @@
+#pragma once
+
+// Copies operands of the matrix products into the layouts that microkernel.h reads, widening 16-bit
+// storage to float on the way. `T` is float, Bf16 or Fp16; strides are in elements.
+//
+// A panel is kTileColumns columns of B: row k lies at panel + k * kTileColumns. A block of B with
+// more columns is a sequence of panels, each num_rows * kTileColumns floats; columns beyond the
+// last real one are zero, so the kernels always load whole vectors. Panels should be 64-byte
+// aligned.
+
+#include "cpu/simd.h"
+
+namespace flashmha::cpu::FLASHMHA_ISA {
+
+constexpr int kTileColumns = kTileVectors * kLanes;
+
+// Floats that the panels of a num_rows x num_columns block take.
+inline int64_t panels_size(int64_t num_rows, int64_t num_columns) {
+  return num_rows * round_up(num_columns, kTileColumns);
+}
+
+// out[i][j] = in[i][j] * scale, for the left operand and for rows in place.
+template <class T>
+inline void widen_rows(const T* in, int64_t in_stride, int64_t num_rows, int64_t num_columns,
+                       float scale, float* out, int64_t out_stride) {
+  const Vec factor = set1(scale);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const T* row = in + i * in_stride;
+    float* to = out + i * out_stride;
+    int64_t j = 0;
+    for (; j + kLanes <= num_columns; j += kLanes)
+      store(to + j, load(row + j) * factor);
+    const int rest = static_cast<int>(num_columns - j);
+    if (rest > 0) store_n(to + j, load_n(row + j, rest) * factor, rest);
+  }
+}
+
+// One panel from rows that lie as B's rows do: panel[k][j] = in[k][j], num_columns <= kTileColumns.
+template <class T>
+inline void pack_panel(const T* in, int64_t in_stride, int64_t num_rows, int64_t num_columns,
+                       float* panel) {
+  if (num_columns == kTileColumns) {
+    for (int64_t k = 0; k < num_rows; ++k) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        store(panel + k * kTileColumns + v * kLanes, load(in + k * in_stride + v * kLanes));
+      }
+    }
+    return;
+  }
+  for (int64_t k = 0; k < num_rows; ++k) {
+    for (int v = 0; v < kTileVectors; ++v) {
+      const int64_t rest = num_columns - v * kLanes;
+      const int valid = static_cast<int>(rest < 0 ? 0 : smaller(rest, kLanes));
+      const T* from = in + k * in_stride + v * kLanes;
+      store(panel + k * kTileColumns + v * kLanes, valid > 0 ? load_n(from, valid) : Vec{});
+    }
+  }
+}
+
+// One block of at most kLanes x kLanes elements, transposed: out[k][j] = in[j][k]; rows j beyond
+// num_columns become zero. num_columns and num_rows count B's columns and rows.
+template <class T>
+inline void transpose_block(const T* in, int64_t in_stride, int num_rows, int num_columns,
+                            float* out, int64_t out_stride) {
+  Vec rows[kLanes];
+  if (num_rows == kLanes && num_columns == kLanes) {
+    for (int j = 0; j < kLanes; ++j)
+      rows[j] = load(in + j * in_stride);
+  } else {
+    for (int j = 0; j < kLanes; ++j) {
+      rows[j] = j < num_columns ? load_n(in + j * in_stride, num_rows) : Vec{};
+    }
+  }
+  transpose(rows);
+  for (int k = 0; k < num_rows; ++k)
+    store(out + k * out_stride, rows[k]);
+}
+
+// One panel from rows that are B's columns (K of Q K^T): panel[k][j] = in[j][k],
+// num_columns <= kTileColumns of them, each with num_rows contiguous elements.
+template <class T>
+inline void pack_panel_transposed(const T* in, int64_t in_stride, int64_t num_rows,
+                                  int64_t num_columns, float* panel) {
+  for (int64_t k = 0; k < num_rows; k += kLanes) {
+    const int depth = static_cast<int>(smaller(kLanes, num_rows - k));
+    for (int v = 0; v < kTileVectors; ++v) {
+      const int64_t rest = num_columns - v * kLanes;
+      const int columns = static_cast<int>(rest < 0 ? 0 : smaller(rest, kLanes));
+      transpose_block(in + v * kLanes * in_stride + k, in_stride, depth, columns,
+                      panel + k * kTileColumns + v * kLanes, kTileColumns);
+    }
+  }
+}
+
+// All panels of a block. B[k][j] = in[k][j]: V, or dO.
+template <class T>
+inline void pack_panels(const T* in, int64_t in_stride, int64_t num_rows, int64_t num_columns,
+                        float* panels) {
+  for (int64_t j = 0; j < num_columns; j += kTileColumns) {
+    pack_panel(in + j, in_stride, num_rows, smaller(kTileColumns, num_columns - j),
+               panels + j * num_rows);
+  }
+}
+
+// B[k][j] = in[j][k]: the keys as columns, for Q K^T and dO V^T.
+template <class T>
+inline void pack_panels_transposed(const T* in, int64_t in_stride, int64_t num_rows,
+                                   int64_t num_columns, float* panels) {
+  for (int64_t j = 0; j < num_columns; j += kTileColumns) {
+    pack_panel_transposed(in + j * in_stride, in_stride, num_rows,
+                          smaller(kTileColumns, num_columns - j), panels + j * num_rows);
+  }
+}
+
+}  // namespace flashmha::cpu::FLASHMHA_ISA

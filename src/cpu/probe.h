@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+
+namespace flashmha::cpu {
+
+// Measurements of the machine that kernel speeds are given as shares of. The kernels only do the
+// work, on the calling thread; the caller takes the time (probe_machine in machine_probe.h).
+struct ProbeKernels {
+  // `rounds` times one FMA into each of a set of independent accumulators, in registers alone.
+  // Returns the number of floating-point operations done; *sink keeps the work alive.
+  int64_t (*fma)(int64_t rounds, float* sink);
+  // Reads `count` floats (a multiple of 64) once, in order.
+  void (*read)(const float* data, int64_t count, float* sink);
+};
+
+}  // namespace flashmha::cpu

@@ -1,0 +1,13 @@
+// Compiled once for each tier.
+
+#include "cpu/kernel_table.h"
+#include "cpu/microkernel.h"
+
+namespace flashmha::cpu::FLASHMHA_ISA {
+
+extern const ProbeKernels probe_kernels;
+
+extern const KernelTable table;
+constexpr KernelTable table = {kTierName, kLanes, kTileRows, kTileColumns, &probe_kernels};
+
+}  // namespace flashmha::cpu::FLASHMHA_ISA
