@@ -5,12 +5,13 @@
 // computed exactly, in tiles, without storing the scores (Dao 2023, "FlashAttention-2").
 //
 // Layouts, sizes and rules that hold for every function here:
-//   q    [batch, seqlen_q, num_heads_q,  head_dim]        k  [batch, seqlen_k, num_heads_kv, head_dim]
-//   v    [batch, seqlen_k, num_heads_kv, head_dim_v]      out [batch, seqlen_q, num_heads_q, head_dim_v]
-//   lse  float32 [batch, num_heads_q, seqlen_q]: natural log of the sum of exp(score), sink included
-//   dtype float32, bfloat16 or float16, the same for q, k, v, out and their gradients (float64: the
-//   reference backend only, with lse and its gradient in float64 too). head_dim, head_dim_v <= 256. num_heads_q is a multiple of num_heads_kv;
-//   query heads [g*r, (g+1)*r) share key head g. The last dimension has stride 1, all others are free.
+//   q    [batch, seqlen_q, num_heads_q,  head_dim]        k  [batch, seqlen_k, num_heads_kv,
+//   head_dim] v    [batch, seqlen_k, num_heads_kv, head_dim_v]      out [batch, seqlen_q,
+//   num_heads_q, head_dim_v] lse  float32 [batch, num_heads_q, seqlen_q]: natural log of the sum of
+//   exp(score), sink included dtype float32, bfloat16 or float16, the same for q, k, v, out and
+//   their gradients (float64: the reference backend only, with lse and its gradient in float64
+//   too). head_dim, head_dim_v <= 256. num_heads_q is a multiple of num_heads_kv; query heads [g*r,
+//   (g+1)*r) share key head g. The last dimension has stride 1, all others are free.
 // A query row that sees no key gives out = 0 and lse = -inf (lse = the sink with attention sinks).
 // Bad arguments throw Error(invalid_argument); a legal problem that no backend serves throws
 // Error(unsupported) with every backend's reason.
@@ -24,8 +25,9 @@
 
 namespace flashmha {
 
-// What a causal mask or window is aligned to when seqlen_q != seqlen_k: the last query sees the last
-// key (bottom_right, FlashAttention's meaning since 2.1), or the first the first (top_left, PyTorch's).
+// What a causal mask or window is aligned to when seqlen_q != seqlen_k: the last query sees the
+// last key (bottom_right, FlashAttention's meaning since 2.1), or the first the first (top_left,
+// PyTorch's).
 enum class MaskAlign : std::uint8_t { bottom_right, top_left };
 
 // Dropout of attention probabilities. Whether element (batch, head, row, column) is kept depends on
@@ -44,12 +46,16 @@ struct AttentionOptions {
   std::int64_t window_left = -1;
   std::int64_t window_right = -1;
   MaskAlign align = MaskAlign::bottom_right;
-  float softcap = 0.0f;     // > 0: scaled scores become softcap * tanh(score / softcap), before bias and masks
-  Dropout dropout;          // forward and backward need the same value
-  TensorView alibi_slopes;  // float32 [num_heads_q] or [batch, num_heads_q]: adds -slope * |i + shift - j|
-  TensorView bias;          // float32 or q's dtype, rank 4, broadcastable to [batch, num_heads_q, seqlen_q, seqlen_k]
-  TensorView mask;          // boolean, broadcastable like bias; true = may be seen
-  TensorView sinks;         // float32 or q's dtype [num_heads_q]: one more logit per head in the denominator only
+  float softcap =
+      0.0f;  // > 0: scaled scores become softcap * tanh(score / softcap), before bias and masks
+  Dropout dropout;  // forward and backward need the same value
+  TensorView
+      alibi_slopes;  // float32 [num_heads_q] or [batch, num_heads_q]: adds -slope * |i + shift - j|
+  TensorView bias;  // float32 or q's dtype, rank 4, broadcastable to [batch, num_heads_q, seqlen_q,
+                    // seqlen_k]
+  TensorView mask;  // boolean, broadcastable like bias; true = may be seen
+  TensorView
+      sinks;  // float32 or q's dtype [num_heads_q]: one more logit per head in the denominator only
   bool deterministic = false;  // backward gives the same bits every time (on a CPU it always does)
 };
 
@@ -57,11 +63,12 @@ struct AttentionOptions {
 // [cu_seqlens_q[b], cu_seqlens_q[b+1]); k and v likewise. bias and mask are indexed by positions
 // inside the sequence and broadcast to [batch, num_heads_q, max_seqlen_q, max_seqlen_k].
 struct Sequences {
-  TensorView cu_seqlens_q;  // int32 [batch + 1], starts at 0, never falls
-  TensorView cu_seqlens_k;  // int32 [batch + 1]
+  TensorView cu_seqlens_q;        // int32 [batch + 1], starts at 0, never falls
+  TensorView cu_seqlens_k;        // int32 [batch + 1]
   std::int64_t max_seqlen_q = 0;  // upper bounds of the lengths; may exceed them
   std::int64_t max_seqlen_k = 0;
-  TensorView seqused_q;  // int32 [batch] or not given: only the first seqused_q[b] rows are real; the rest give out 0
+  TensorView seqused_q;  // int32 [batch] or not given: only the first seqused_q[b] rows are real;
+                         // the rest give out 0
   TensorView seqused_k;  // int32 [batch] or not given
   // Given: k and v are pages [num_pages, page_size, num_heads_kv, head_dim] and key j of sequence b
   // lies in page block_table[b, j / page_size]; cu_seqlens_k then only supplies the lengths.
@@ -84,7 +91,7 @@ struct Rotary {
 struct KVCacheView {
   TensorView k;
   TensorView v;
-  TensorView cache_seqlens;    // int32 [batch]: slots filled before this call, left padding included
+  TensorView cache_seqlens;  // int32 [batch]: slots filled before this call, left padding included
   TensorView cache_batch_idx;  // int32 [batch] or not given: row of the cache that batch row b uses
   TensorView cache_leftpad;    // int32 [batch] or not given: first slot that holds a real key
   TensorView block_table;      // int32 [batch, max_pages]: the cache is paged
@@ -129,8 +136,10 @@ AttentionResult flash_attn_varlen_qkvpacked_func(const TensorView& qkv, const Se
 
 // What a decoding step brings besides q and the cache.
 struct AppendKV {
-  TensorView k;   // [batch, seqlen_new, num_heads_kv, head_dim] or not given: written into the cache at
-  TensorView v;   // [cache_seqlens, cache_seqlens + seqlen_new) before attention. cache_seqlens itself is not changed
+  TensorView
+      k;  // [batch, seqlen_new, num_heads_kv, head_dim] or not given: written into the cache at
+  TensorView v;   // [cache_seqlens, cache_seqlens + seqlen_new) before attention. cache_seqlens
+                  // itself is not changed
   Rotary rotary;  // applied to q and k
   int num_splits = 0;  // parts into which the keys are cut for parallelism; 0 = chosen by the plan
 };
@@ -148,7 +157,8 @@ struct AttentionGradients {
   Tensor dq;
   Tensor dk;
   Tensor dv;
-  Tensor dbias;   // float32 (float64 with float64 q), shape of options.bias; defined if bias was given
+  Tensor
+      dbias;  // float32 (float64 with float64 q), shape of options.bias; defined if bias was given
   Tensor dsinks;  // same dtype, [num_heads_q]; defined if sinks were given
 };
 
@@ -166,6 +176,6 @@ AttentionGradients flash_attn_varlen_backward(const TensorView& dout, const Tens
                                               const AttentionResult& forward,
                                               const Sequences& sequences,
                                               const AttentionOptions& options = {},
-                                              const TensorView& dlse = {});
+                                              const TensorView& dlse = {}, Stream stream = {});
 
 }  // namespace flashmha

@@ -11,7 +11,8 @@ struct DLManagedTensor;
 namespace flashmha {
 
 // Takes over a tensor of another library; its deleter runs when the result is destroyed. Throws
-// invalid_argument (and leaves `source` with the caller) if device, element type or rank are unknown.
+// invalid_argument (and leaves `source` with the caller) if device, element type or rank are
+// unknown.
 Tensor from_dlpack(DLManagedTensor* source);
 
 // Hands a tensor over; the receiver must call the deleter of the result exactly once.

@@ -7,7 +7,8 @@
 namespace flashmha {
 
 enum class ErrorCode {
-  invalid_argument,  // the caller broke a rule; the message names the function, the rule and the values
+  invalid_argument,  // the caller broke a rule; the message names the function, the rule and the
+                     // values
   unsupported,       // legal, but no backend serves it; the message lists every backend's reason
   out_of_memory,     // an allocation failed; nothing was leaked and the process can go on
   device,            // a device is absent or failed

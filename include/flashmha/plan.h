@@ -1,10 +1,9 @@
 // Below the allocating functions of attention.h: describe a call on tensors that you own, ask which
 // backend serves it and why others do not, plan once, run many times without any allocation.
 //
-//   AttentionCall call{.q = q, .k = k, .v = v, .out = out, .lse = lse, .options = {.causal = true}};
-//   Plan plan = make_plan(call);
-//   std::span<std::byte> workspace = ...;  // plan.workspace_bytes, 64-byte aligned
-//   run(plan, call, workspace);
+//   AttentionCall call{.q = q, .k = k, .v = v, .out = out, .lse = lse, .options = {.causal =
+//   true}}; Plan plan = make_plan(call); std::span<std::byte> workspace = ...;  //
+//   plan.workspace_bytes, 64-byte aligned run(plan, call, workspace);
 //
 // The order of every call: check -> problem -> plan -> launch.
 #pragma once
@@ -25,14 +24,14 @@ enum class Pass : std::uint8_t { forward, backward, decode };
 // Everything that one call reads and writes. Which members are given decides its kind:
 // cu_seqlens -> ragged; cache.k -> decode; dout -> backward.
 struct AttentionCall {
-  TensorView q, k, v;    // k and v are not given in a decode call
-  TensorView out, lse;   // written by forward and decode, read by backward
+  TensorView q, k, v;   // k and v are not given in a decode call
+  TensorView out, lse;  // written by forward and decode, read by backward
   Sequences sequences;
   KVCacheView cache;
   AppendKV append;
-  TensorView dout, dlse;              // read by backward; dlse may be absent
-  TensorView dq, dk, dv;              // written by backward
-  TensorView dbias, dsinks;           // written by backward if given
+  TensorView dout, dlse;     // read by backward; dlse may be absent
+  TensorView dq, dk, dv;     // written by backward
+  TensorView dbias, dsinks;  // written by backward if given
   AttentionOptions options;
   std::string_view name = "attention";  // the function that error messages name
 };
@@ -41,8 +40,10 @@ struct AttentionCall {
 struct Problem {
   struct Sizes {
     std::int64_t batch = 0;
-    std::int64_t seqlen_q = 0;  // longest query sequence: seqlen_q, or max_seqlen_q of a ragged batch
-    std::int64_t seqlen_k = 0;  // longest key sequence: seqlen_k, max_seqlen_k, or the cache's capacity
+    std::int64_t seqlen_q =
+        0;  // longest query sequence: seqlen_q, or max_seqlen_q of a ragged batch
+    std::int64_t seqlen_k =
+        0;  // longest key sequence: seqlen_k, max_seqlen_k, or the cache's capacity
     std::int64_t num_heads_q = 0;
     std::int64_t num_heads_kv = 0;
     std::int64_t head_dim = 0;
@@ -71,13 +72,13 @@ struct Problem {
   };
   // How rows are found.
   struct Layout {
-    bool ragged = false;   // cu_seqlens
-    bool seqused = false;  // seqused_q or seqused_k
+    bool ragged = false;          // cu_seqlens
+    bool seqused = false;         // seqused_q or seqused_k
     std::int64_t page_size = 0;   // 0: contiguous
     std::int64_t seqlen_new = 0;  // keys appended per sequence
     bool cache_batch_idx = false;
     bool leftpad = false;
-    std::int64_t rotary_dim = 0;  // 0: no rotary embedding
+    std::int64_t rotary_dim = 0;   // 0: no rotary embedding
     bool rotary_advances = false;  // query i is one position further than query i - 1
     int num_splits = 0;
     friend bool operator==(const Layout&, const Layout&) = default;
@@ -110,7 +111,8 @@ std::string describe(const Problem& problem);
 // A backend's offer to serve problems of one kind. The registry lists them in order of preference.
 struct KernelEntry {
   std::string_view name;  // "cpu_forward"
-  // Empty if the problem is served, else the reason, e.g. "float64 is served by the reference only".
+  // Empty if the problem is served, else the reason, e.g. "float64 is served by the reference
+  // only".
   std::string (*refuse)(const Problem& problem);
   std::size_t (*workspace_bytes)(const Problem& problem);
   // `call` has passed the checks that made `problem`; the workspace is 64-byte aligned and holds
@@ -144,8 +146,8 @@ std::vector<Offer> query(const Problem& problem);
 Plan make_plan(const AttentionCall& call);
 Plan make_plan(const Problem& problem);
 
-// Runs a plan on a call whose problem equals the plan's (else invalid_argument). workspace: at least
-// plan.workspace_bytes bytes on the call's device, 64-byte aligned.
+// Runs a plan on a call whose problem equals the plan's (else invalid_argument). workspace: at
+// least plan.workspace_bytes bytes on the call's device, 64-byte aligned.
 void run(const Plan& plan, const AttentionCall& call, std::span<std::byte> workspace,
          Stream stream = {});
 

@@ -65,8 +65,8 @@ struct TensorView {
   TensorView slice(int dim, std::int64_t begin, std::int64_t end) const;
   TensorView select(int dim, std::int64_t index) const;  // drops the dimension
   TensorView transpose(int dim0, int dim1) const;
-  TensorView reshape(const Shape& new_shape) const;    // one size may be -1
-  TensorView broadcast_to(const Shape& shape) const;   // size 1 or missing dims get stride 0
+  TensorView reshape(const Shape& new_shape) const;   // one size may be -1
+  TensorView broadcast_to(const Shape& shape) const;  // size 1 or missing dims get stride 0
 
   void require_dtype(DType expected) const;
 };
@@ -146,7 +146,8 @@ void reset_peak_memory(Device device = {});
 template <class T>
 TensorView view_of(T* data, const Shape& shape) {
   using Element = std::remove_const_t<T>;
-  return {const_cast<Element*>(data), dtype_of<Element>, Device{}, shape, contiguous_strides(shape)};
+  return {const_cast<Element*>(data), dtype_of<Element>, Device{}, shape,
+          contiguous_strides(shape)};
 }
 
 // Implementation of Tensor::from: checks the count and copies.

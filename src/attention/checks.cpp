@@ -103,10 +103,10 @@ void check_lse(const TensorView& lse, std::string_view what, const Problem& prob
                const Rules& rules) {
   const Problem::Sizes& s = problem.sizes;
   const bool ragged = problem.layout.ragged;
-  rules.has_shape(lse, what,
-                  ragged ? Shape{s.num_heads_q, s.total_q}
-                         : Shape{s.batch, s.num_heads_q, s.seqlen_q},
-                  ragged ? "[num_heads_q, total_q]" : "[batch, num_heads_q, seqlen_q]");
+  rules.has_shape(
+      lse, what,
+      ragged ? Shape{s.num_heads_q, s.total_q} : Shape{s.batch, s.num_heads_q, s.seqlen_q},
+      ragged ? "[num_heads_q, total_q]" : "[batch, num_heads_q, seqlen_q]");
   rules.has_dtype(lse, what, statistics_dtype(problem));
   rules.on_device(lse, what, problem.device);
   rules.unit_stride(lse, what);
@@ -254,10 +254,11 @@ void check_tensors(const AttentionCall& call, const Problem& problem) {
   rules.require(is_floating(problem.dtype), "q must be float32, bfloat16 or float16; got {}",
                 to_string(call.q));
   if (problem.device.type == DeviceType::cuda) {
-    rules.require(problem.dtype == DType::bfloat16 || problem.dtype == DType::float16,
-                  "on a GPU q must be bfloat16 or float16; got {}. Convert q, k and v, or keep them "
-                  "on the CPU, where float32 is supported",
-                  to_string(call.q));
+    rules.require(
+        problem.dtype == DType::bfloat16 || problem.dtype == DType::float16,
+        "on a GPU q must be bfloat16 or float16; got {}. Convert q, k and v, or keep them "
+        "on the CPU, where float32 is supported",
+        to_string(call.q));
   }
   check_data_tensor(rules, problem, call.q, "q");
   check_keys(call, problem, rules);
@@ -271,8 +272,8 @@ void check_tensors(const AttentionCall& call, const Problem& problem) {
 void check_options(const AttentionCall& call, const Problem& problem) {
   const Rules rules(call.name);
   const AttentionOptions& options = call.options;
-  rules.require(std::isfinite(problem.scores.softmax_scale),
-                "softmax_scale must be finite; got {}", problem.scores.softmax_scale);
+  rules.require(std::isfinite(problem.scores.softmax_scale), "softmax_scale must be finite; got {}",
+                problem.scores.softmax_scale);
   rules.require(std::isfinite(options.softcap) && options.softcap >= 0.0f,
                 "softcap must be 0 (off) or positive; got {}", options.softcap);
   rules.require(options.window_left >= -1 && options.window_right >= -1,
@@ -285,11 +286,11 @@ void check_options(const AttentionCall& call, const Problem& problem) {
   if (options.alibi_slopes.defined()) {
     const TensorView& slopes = options.alibi_slopes;
     const Problem::Sizes& s = problem.sizes;
-    rules.require(slopes.shape == Shape{s.num_heads_q} ||
-                      slopes.shape == Shape{s.batch, s.num_heads_q},
-                  "alibi_slopes must be [num_heads_q] or [batch, num_heads_q] for {} heads, batch "
-                  "{}; got {}",
-                  s.num_heads_q, s.batch, to_string(slopes));
+    rules.require(
+        slopes.shape == Shape{s.num_heads_q} || slopes.shape == Shape{s.batch, s.num_heads_q},
+        "alibi_slopes must be [num_heads_q] or [batch, num_heads_q] for {} heads, batch "
+        "{}; got {}",
+        s.num_heads_q, s.batch, to_string(slopes));
     rules.has_dtype(slopes, "alibi_slopes", DType::float32);
     rules.on_device(slopes, "alibi_slopes", problem.device);
     rules.has_data(slopes, "alibi_slopes");
@@ -340,9 +341,9 @@ void check_cache(const AttentionCall& call, const Problem& problem) {
   const Rules rules(call.name);
   const KVCacheView& cache = call.cache;
   const Problem::Sizes& s = problem.sizes;
-  for (const auto& [tensor, name] :
-       {std::pair{&cache.cache_seqlens, "cache_seqlens"}, std::pair{&cache.cache_leftpad, "cache_leftpad"},
-        std::pair{&cache.cache_batch_idx, "cache_batch_idx"}}) {
+  for (const auto& [tensor, name] : {std::pair{&cache.cache_seqlens, "cache_seqlens"},
+                                     std::pair{&cache.cache_leftpad, "cache_leftpad"},
+                                     std::pair{&cache.cache_batch_idx, "cache_batch_idx"}}) {
     if (tensor->defined()) rules.index_tensor(*tensor, name, {s.batch}, "[batch]", problem.device);
   }
   if (problem.layout.page_size > 0) {
@@ -350,9 +351,10 @@ void check_cache(const AttentionCall& call, const Problem& problem) {
     rules.require(!cache.cache_batch_idx.defined(),
                   "cache_batch_idx has no meaning with a block_table: its rows choose the pages");
   } else if (!cache.cache_batch_idx.defined()) {
-    rules.require(cache.k.size(0) == s.batch,
-                  "the cache must have q's batch ({}) unless cache_batch_idx is given; got cache.k {}",
-                  s.batch, to_string(cache.k.shape));
+    rules.require(
+        cache.k.size(0) == s.batch,
+        "the cache must have q's batch ({}) unless cache_batch_idx is given; got cache.k {}",
+        s.batch, to_string(cache.k.shape));
   }
   rules.require(call.append.num_splits >= 0, "num_splits must not be negative; got {}",
                 call.append.num_splits);
@@ -367,8 +369,7 @@ void check_gradients(const AttentionCall& call, const Problem& problem) {
   rules.require(problem.layout.page_size == 0, "paged keys have no backward; got block_table {}",
                 to_string(call.sequences.block_table));
   const std::string_view axes = "the shape of the tensor whose gradient it is";
-  const auto gradient = [&](const TensorView& tensor, std::string_view what,
-                            const TensorView& of) {
+  const auto gradient = [&](const TensorView& tensor, std::string_view what, const TensorView& of) {
     rules.has_shape(tensor, what, of.shape, axes);
     check_data_tensor(rules, problem, tensor, what);
   };

@@ -1,5 +1,5 @@
-// Which keys a query may see: one interval per row. The same arithmetic serves checks, planning, the
-// reference and every kernel, so that causal, window and padding cannot disagree.
+// Which keys a query may see: one interval per row. The same arithmetic serves checks, planning,
+// the reference and every kernel, so that causal, window and padding cannot disagree.
 #pragma once
 
 #include <algorithm>
@@ -23,11 +23,11 @@ struct SequenceBand {
   std::int64_t shift = 0;
   std::int64_t seqlen_k = 0;
 
-  SequenceBand(const Problem::Band& band, std::int64_t seqlen_q, std::int64_t seqlen_k)
+  SequenceBand(const Problem::Band& band, std::int64_t num_queries, std::int64_t num_keys)
       : left(band.left),
         right(band.right),
-        shift(band.align == MaskAlign::bottom_right ? seqlen_k - seqlen_q : 0),
-        seqlen_k(seqlen_k) {}
+        shift(band.align == MaskAlign::bottom_right ? num_keys - num_queries : 0),
+        seqlen_k(num_keys) {}
 
   std::int64_t begin(std::int64_t row) const {
     return left < 0 ? 0 : std::clamp<std::int64_t>(row + shift - left, 0, seqlen_k);
@@ -46,11 +46,13 @@ struct SequenceBand {
   KeyRange keys_of_all(std::int64_t first, std::int64_t last) const {
     return {begin(last), end(first)};
   }
-  // Query rows [begin, end) of a sequence of seqlen_q rows that see at least one of the keys [first, last].
+  // Query rows [begin, end) of a sequence of seqlen_q rows that see at least one of the keys
+  // [first, last].
   KeyRange rows_of_any(std::int64_t first, std::int64_t last, std::int64_t seqlen_q) const {
     const std::int64_t low = right < 0 ? 0 : first - shift - right;
     const std::int64_t high = left < 0 ? seqlen_q : last - shift + left + 1;
-    return {std::clamp<std::int64_t>(low, 0, seqlen_q), std::clamp<std::int64_t>(high, 0, seqlen_q)};
+    return {std::clamp<std::int64_t>(low, 0, seqlen_q),
+            std::clamp<std::int64_t>(high, 0, seqlen_q)};
   }
 };
 

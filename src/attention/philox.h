@@ -46,10 +46,9 @@ class DropoutRows {
 
   // Bit c is set if column 8 * column_block + c of the row is kept.
   std::uint32_t keep_bits(std::int64_t row, std::int64_t column_block) const {
-    const PhiloxBlock draws =
-        philox4x32({static_cast<std::uint32_t>(column_block), static_cast<std::uint32_t>(row),
-                    batch_head_, offset_},
-                   key0_, key1_);
+    const PhiloxBlock draws = philox4x32({static_cast<std::uint32_t>(column_block),
+                                          static_cast<std::uint32_t>(row), batch_head_, offset_},
+                                         key0_, key1_);
     std::uint32_t bits = 0;
     for (int column = 0; column < kColumnsPerBlock; ++column) {
       const std::uint32_t draw = draws[static_cast<std::size_t>(column / 2)] >> (16 * (column % 2));
@@ -62,7 +61,8 @@ class DropoutRows {
     return (keep_bits(row, column / kColumnsPerBlock) >> (column % kColumnsPerBlock)) & 1u;
   }
 
-  // A draw of 16 bits keeps its element if it is below this: the keep rate is 1 - p to within 2^-17.
+  // A draw of 16 bits keeps its element if it is below this: the keep rate is 1 - p to within
+  // 2^-17.
   static std::uint32_t keep_threshold(float p) {
     return static_cast<std::uint32_t>(std::lround((1.0 - static_cast<double>(p)) * 65536.0));
   }

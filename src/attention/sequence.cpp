@@ -23,9 +23,9 @@ HeadRows rows_of(const TensorView& tensor, std::int64_t outer, std::int64_t row,
   const bool flat = tensor.rank() == 3;
   const int row_dim = flat ? 0 : 1;
   const std::int64_t outer_offset = flat ? 0 : outer * tensor.strides[0];
-  return {at(tensor, outer_offset + row * tensor.strides[row_dim] +
-                         head * tensor.strides[row_dim + 1]),
-          tensor.strides[row_dim], dtype_bytes(tensor.dtype)};
+  return {
+      at(tensor, outer_offset + row * tensor.strides[row_dim] + head * tensor.strides[row_dim + 1]),
+      tensor.strides[row_dim], dtype_bytes(tensor.dtype)};
 }
 
 Sequence find_ragged(const Problem& problem, const AttentionCall& call, std::int64_t batch) {
@@ -35,10 +35,10 @@ Sequence find_ragged(const Problem& problem, const AttentionCall& call, std::int
   sequence.allocated_q = index_at(sequences.cu_seqlens_q, batch + 1) - sequence.first_row_q;
   sequence.first_row_k = index_at(sequences.cu_seqlens_k, batch);
   sequence.allocated_k = index_at(sequences.cu_seqlens_k, batch + 1) - sequence.first_row_k;
-  sequence.seqlen_q = sequences.seqused_q.defined() ? index_at(sequences.seqused_q, batch)
-                                                    : sequence.allocated_q;
-  sequence.seqlen_k = sequences.seqused_k.defined() ? index_at(sequences.seqused_k, batch)
-                                                    : sequence.allocated_k;
+  sequence.seqlen_q =
+      sequences.seqused_q.defined() ? index_at(sequences.seqused_q, batch) : sequence.allocated_q;
+  sequence.seqlen_k =
+      sequences.seqused_k.defined() ? index_at(sequences.seqused_k, batch) : sequence.allocated_k;
   if (problem.layout.page_size > 0) sequence.first_row_k = 0;
   return sequence;
 }
@@ -88,14 +88,13 @@ KeyRun find_keys(const Problem& problem, const AttentionCall& call, const Tensor
     rows.data = rows.row(first);
     return {rows, limit};
   }
-  const TensorView& table = problem.pass == Pass::decode ? call.cache.block_table
-                                                         : call.sequences.block_table;
+  const TensorView& table =
+      problem.pass == Pass::decode ? call.cache.block_table : call.sequences.block_table;
   const std::int64_t slot = sequence.first_row_k + first;
   const std::int64_t page = table.as<std::int32_t>()[sequence.batch * table.strides[0] +
                                                      slot / page_size * table.strides[1]];
   const std::int64_t slot_in_page = slot % page_size;
-  return {rows_of(tensor, page, slot_in_page, head_kv),
-          std::min(limit, page_size - slot_in_page)};
+  return {rows_of(tensor, page, slot_in_page, head_kv), std::min(limit, page_size - slot_in_page)};
 }
 
 std::int64_t lse_offset(const TensorView& lse, const Sequence& sequence, std::int64_t head_q) {
@@ -112,8 +111,8 @@ ScoreMap score_map(const TensorView& tensor, const Sequence& sequence, std::int6
 std::int64_t key_position(const AttentionCall& call, const Sequence& sequence, std::int64_t i) {
   const TensorView& positions = call.append.rotary.positions;
   if (positions.defined()) {
-    return positions.as<std::int32_t>()[sequence.batch * positions.strides[0] +
-                                        i * positions.strides[1]];
+    return positions
+        .as<std::int32_t>()[sequence.batch * positions.strides[0] + i * positions.strides[1]];
   }
   const TensorView& filled = call.cache.cache_seqlens;
   return (filled.defined() ? index_at(filled, sequence.batch) : 0) + i;

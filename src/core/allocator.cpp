@@ -13,7 +13,8 @@ namespace flashmha {
 namespace {
 
 // Keeps freed blocks for the next tensor of the same size. Large blocks from the system are fresh
-// pages: each costs a page fault per 4 KiB on first use, more than the work of a short attention call.
+// pages: each costs a page fault per 4 KiB on first use, more than the work of a short attention
+// call.
 class HostPool {
  public:
   void* take(std::size_t bytes) {
@@ -54,7 +55,8 @@ class HostPool {
   void release_all() {
     const std::lock_guard lock(mutex_);
     for (auto& [bytes, blocks] : free_) {
-      for (void* block : blocks) std::free(block);
+      for (void* block : blocks)
+        std::free(block);
     }
     free_.clear();
     pooled_bytes_ = 0;

@@ -33,7 +33,8 @@ template <class Row>
 void for_each_row(const TensorView& source, const TensorView& destination, Row row) {
   const int inner = source.rank() - 1;
   Shape index = source.shape;
-  for (int dim = 0; dim < inner; ++dim) index[dim] = 0;
+  for (int dim = 0; dim < inner; ++dim)
+    index[dim] = 0;
   if (source.numel() == 0) return;
   while (true) {
     std::int64_t from = 0;
@@ -44,7 +45,8 @@ void for_each_row(const TensorView& source, const TensorView& destination, Row r
     }
     row(from, to);
     int dim = inner - 1;
-    while (dim >= 0 && ++index[dim] == source.shape[dim]) index[dim--] = 0;
+    while (dim >= 0 && ++index[dim] == source.shape[dim])
+      index[dim--] = 0;
     if (dim < 0) return;
   }
 }
@@ -97,7 +99,9 @@ void fill(const TensorView& destination, double value) {
   });
 }
 
-Tensor clone(const TensorView& source) { return cast(source, source.dtype); }
+Tensor clone(const TensorView& source) {
+  return cast(source, source.dtype);
+}
 
 Tensor cast(const TensorView& source, DType dtype) {
   check(source.defined(), "[cast] needs a tensor; got none");

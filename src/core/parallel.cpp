@@ -64,7 +64,8 @@ class Pool {
       generation_.fetch_add(1);
     }
     wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
+    for (std::thread& thread : threads_)
+      thread.join();
   }
 
   int num_helpers() const { return static_cast<int>(threads_.size()); }
@@ -196,7 +197,8 @@ void parallel_for(std::int64_t count, int max_workers,
   Job job{.body = body, .count = count, .max_workers = workers};
   std::unique_lock lock(executor().pool_mutex, std::defer_lock);
   if (workers <= 1 || inside_task || !lock.try_lock()) {
-    for (std::int64_t task = 0; task < count; ++task) body(task, 0);
+    for (std::int64_t task = 0; task < count; ++task)
+      body(task, 0);
     return;
   }
   std::unique_ptr<Pool>& pool = executor().pool;

@@ -60,7 +60,8 @@ std::int64_t TensorView::stride(int dim) const {
 
 std::int64_t TensorView::numel() const {
   std::int64_t count = defined() ? 1 : 0;
-  for (const std::int64_t size : shape) count *= size;
+  for (const std::int64_t size : shape)
+    count *= size;
   return count;
 }
 

@@ -1,4 +1,5 @@
-// From a run-time DType to a C++ type: visit_dtype(view.dtype, [&]<class T>(T) { ... view.as<T>() }).
+// From a run-time DType to a C++ type: visit_dtype(view.dtype, [&]<class T>(T) { ... view.as<T>()
+// }).
 #pragma once
 
 #include "core/check.h"
@@ -9,13 +10,20 @@ namespace flashmha {
 template <class Function>
 decltype(auto) visit_dtype(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::float32: return function(float{});
-    case DType::bfloat16: return function(BFloat16{});
-    case DType::float16: return function(Float16{});
-    case DType::float64: return function(double{});
-    case DType::int32: return function(std::int32_t{});
-    case DType::int64: return function(std::int64_t{});
-    case DType::boolean: return function(bool{});
+    case DType::float32:
+      return function(float{});
+    case DType::bfloat16:
+      return function(BFloat16{});
+    case DType::float16:
+      return function(Float16{});
+    case DType::float64:
+      return function(double{});
+    case DType::int32:
+      return function(std::int32_t{});
+    case DType::int64:
+      return function(std::int64_t{});
+    case DType::boolean:
+      return function(bool{});
   }
   fail(ErrorCode::invalid_argument, "[visit_dtype] unknown dtype {}", static_cast<int>(dtype));
 }
@@ -24,11 +32,16 @@ decltype(auto) visit_dtype(DType dtype, Function&& function) {
 template <class Function>
 decltype(auto) visit_floating(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::float32: return function(float{});
-    case DType::bfloat16: return function(BFloat16{});
-    case DType::float16: return function(Float16{});
-    case DType::float64: return function(double{});
-    default: break;
+    case DType::float32:
+      return function(float{});
+    case DType::bfloat16:
+      return function(BFloat16{});
+    case DType::float16:
+      return function(Float16{});
+    case DType::float64:
+      return function(double{});
+    default:
+      break;
   }
   fail(ErrorCode::invalid_argument, "[visit_floating] {} is not a floating type",
        dtype_name(dtype));

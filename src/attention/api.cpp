@@ -1,0 +1,229 @@
+// The functions of flashmha/attention.h: allocate results and workspace, plan, run.
+#include "flashmha/attention.h"
+
+#include <limits>
+
+#include "attention/rules.h"
+#include "flashmha/plan.h"
+
+namespace flashmha {
+namespace {
+
+DType statistics_dtype(const TensorView& q) {
+  return q.dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
+void plan_and_run(const AttentionCall& call, Stream stream) {
+  const Plan plan = make_plan(call);
+  const Tensor workspace = Tensor::empty({static_cast<std::int64_t>(plan.workspace_bytes)},
+                                         DType::boolean, call.q.device);
+  plan.kernel->launch(plan.problem, call,
+                      {static_cast<std::byte*>(workspace.view().data), plan.workspace_bytes},
+                      stream);
+}
+
+// Shape rules that allocation itself depends on; everything else is checked by make_problem.
+void require_ranks(std::string_view name, const TensorView& q, const TensorView& v, int q_rank) {
+  const Rules rules(name);
+  rules.has_rank(q, "q", q_rank,
+                 q_rank == 4 ? "[batch, seqlen_q, num_heads_q, head_dim]"
+                             : "[total_q, num_heads_q, head_dim]");
+  rules.given(v, "v");
+}
+
+AttentionResult allocate_result(const TensorView& q, std::int64_t head_dim_v) {
+  Shape out = q.shape;
+  out[out.rank - 1] = head_dim_v;
+  const Shape lse =
+      q.rank() == 4 ? Shape{q.size(0), q.size(2), q.size(1)} : Shape{q.size(1), q.size(0)};
+  return {Tensor::empty(out, q.dtype, q.device), Tensor::empty(lse, statistics_dtype(q), q.device)};
+}
+
+// Rows of a ragged batch behind the last sequence belong to nobody; give them defined values.
+void fill_unowned_rows(const AttentionResult& result, const TensorView& cu_seqlens_q) {
+  if (cu_seqlens_q.device.type != DeviceType::cpu) return;
+  const std::int64_t total = result.out.size(0);
+  const std::int64_t owned = int_at(cu_seqlens_q, cu_seqlens_q.size(0) - 1);
+  if (owned == total) return;
+  fill(result.out.view().slice(0, owned, total), 0.0);
+  fill(result.lse.view().slice(1, owned, total), -std::numeric_limits<double>::infinity());
+}
+
+AttentionResult forward(AttentionCall call, Stream stream) {
+  AttentionResult result = allocate_result(call.q, call.v.size(-1));
+  call.out = result.out;
+  call.lse = result.lse;
+  plan_and_run(call, stream);
+  if (call.sequences.cu_seqlens_q.defined()) fill_unowned_rows(result, call.sequences.cu_seqlens_q);
+  return result;
+}
+
+AttentionCall dense_call(std::string_view name, const TensorView& q, const TensorView& k,
+                         const TensorView& v, const AttentionOptions& options) {
+  require_ranks(name, q, v, 4);
+  AttentionCall call;
+  call.q = q;
+  call.k = k;
+  call.v = v;
+  call.options = options;
+  call.name = name;
+  return call;
+}
+
+AttentionCall ragged_call(std::string_view name, const TensorView& q, const TensorView& k,
+                          const TensorView& v, const Sequences& sequences,
+                          const AttentionOptions& options) {
+  require_ranks(name, q, v, 3);
+  const Rules rules(name);
+  rules.given(sequences.cu_seqlens_q, "cu_seqlens_q");
+  rules.given(sequences.cu_seqlens_k, "cu_seqlens_k");
+  AttentionCall call;
+  call.q = q;
+  call.k = k;
+  call.v = v;
+  call.sequences = sequences;
+  call.options = options;
+  call.name = name;
+  return call;
+}
+
+// The packed dimension of qkv or kv: the third from the right.
+TensorView unpack(const TensorView& packed, std::int64_t index) {
+  return packed.select(packed.rank() - 3, index);
+}
+
+void require_packed(std::string_view name, std::string_view what, const TensorView& packed,
+                    int rank, std::int64_t parts) {
+  const Rules rules(name);
+  const std::string_view rows = rank == 5 ? "batch, seqlen" : "total";
+  rules.require(packed.rank() == rank && packed.size(rank - 3) == parts,
+                "{} must be [{}, {}, num_heads, head_dim]; got {}", what, rows, parts,
+                to_string(packed));
+}
+
+AttentionGradients backward(AttentionCall call, const TensorView& dout,
+                            const AttentionResult& forward, const TensorView& dlse, Stream stream) {
+  const Rules rules(call.name);
+  rules.given(dout, "dout");
+  rules.given(call.k, "k");
+  call.out = forward.out;
+  call.lse = forward.lse;
+  call.dout = dout;
+  call.dlse = dlse;
+  AttentionGradients gradients;
+  const DType statistics = statistics_dtype(call.q);
+  const auto like = [&](const TensorView& tensor, DType dtype) {
+    return Tensor::empty(tensor.shape, dtype, tensor.device);
+  };
+  gradients.dq = like(call.q, call.q.dtype);
+  gradients.dk = like(call.k, call.k.dtype);
+  gradients.dv = like(call.v, call.v.dtype);
+  if (call.options.bias.defined()) gradients.dbias = like(call.options.bias, statistics);
+  if (call.options.sinks.defined()) gradients.dsinks = like(call.options.sinks, statistics);
+  call.dq = gradients.dq;
+  call.dk = gradients.dk;
+  call.dv = gradients.dv;
+  call.dbias = gradients.dbias;
+  call.dsinks = gradients.dsinks;
+  plan_and_run(call, stream);
+  return gradients;
+}
+
+// Gradients of rows that belong to no sequence are 0.
+void zero_unowned_rows(const TensorView& gradient, const TensorView& cu_seqlens) {
+  if (cu_seqlens.device.type != DeviceType::cpu) return;
+  const std::int64_t owned = int_at(cu_seqlens, cu_seqlens.size(0) - 1);
+  fill(gradient.slice(0, owned, gradient.size(0)), 0.0);
+}
+
+}  // namespace
+
+AttentionResult flash_attn_func(const TensorView& q, const TensorView& k, const TensorView& v,
+                                const AttentionOptions& options, Stream stream) {
+  return forward(dense_call("flash_attn_func", q, k, v, options), stream);
+}
+
+AttentionResult flash_attn_kvpacked_func(const TensorView& q, const TensorView& kv,
+                                         const AttentionOptions& options, Stream stream) {
+  constexpr std::string_view kName = "flash_attn_kvpacked_func";
+  require_packed(kName, "kv", kv, 5, 2);
+  return forward(dense_call(kName, q, unpack(kv, 0), unpack(kv, 1), options), stream);
+}
+
+AttentionResult flash_attn_qkvpacked_func(const TensorView& qkv, const AttentionOptions& options,
+                                          Stream stream) {
+  constexpr std::string_view kName = "flash_attn_qkvpacked_func";
+  require_packed(kName, "qkv", qkv, 5, 3);
+  return forward(dense_call(kName, unpack(qkv, 0), unpack(qkv, 1), unpack(qkv, 2), options),
+                 stream);
+}
+
+AttentionResult flash_attn_varlen_func(const TensorView& q, const TensorView& k,
+                                       const TensorView& v, const Sequences& sequences,
+                                       const AttentionOptions& options, Stream stream) {
+  return forward(ragged_call("flash_attn_varlen_func", q, k, v, sequences, options), stream);
+}
+
+AttentionResult flash_attn_varlen_kvpacked_func(const TensorView& q, const TensorView& kv,
+                                                const Sequences& sequences,
+                                                const AttentionOptions& options, Stream stream) {
+  constexpr std::string_view kName = "flash_attn_varlen_kvpacked_func";
+  require_packed(kName, "kv", kv, 4, 2);
+  return forward(ragged_call(kName, q, unpack(kv, 0), unpack(kv, 1), sequences, options), stream);
+}
+
+AttentionResult flash_attn_varlen_qkvpacked_func(const TensorView& qkv, const Sequences& sequences,
+                                                 const AttentionOptions& options, Stream stream) {
+  constexpr std::string_view kName = "flash_attn_varlen_qkvpacked_func";
+  require_packed(kName, "qkv", qkv, 4, 3);
+  Sequences self = sequences;
+  self.cu_seqlens_k = sequences.cu_seqlens_q;
+  self.max_seqlen_k = sequences.max_seqlen_q;
+  self.seqused_k = sequences.seqused_q;
+  return forward(ragged_call(kName, unpack(qkv, 0), unpack(qkv, 1), unpack(qkv, 2), self, options),
+                 stream);
+}
+
+AttentionResult flash_attn_with_kvcache(const TensorView& q, const KVCacheView& cache,
+                                        const AppendKV& append, const AttentionOptions& options,
+                                        Stream stream) {
+  constexpr std::string_view kName = "flash_attn_with_kvcache";
+  require_ranks(kName, q, cache.v, 4);
+  Rules(kName).given(cache.k, "cache.k");
+  AttentionResult result = allocate_result(q, cache.v.size(-1));
+  AttentionCall call;
+  call.q = q;
+  call.out = result.out;
+  call.lse = result.lse;
+  call.cache = cache;
+  call.append = append;
+  call.options = options;
+  call.name = kName;
+  plan_and_run(call, stream);
+  return result;
+}
+
+AttentionGradients flash_attn_backward(const TensorView& dout, const TensorView& q,
+                                       const TensorView& k, const TensorView& v,
+                                       const AttentionResult& forward,
+                                       const AttentionOptions& options, const TensorView& dlse,
+                                       Stream stream) {
+  return backward(dense_call("flash_attn_backward", q, k, v, options), dout, forward, dlse, stream);
+}
+
+AttentionGradients flash_attn_varlen_backward(const TensorView& dout, const TensorView& q,
+                                              const TensorView& k, const TensorView& v,
+                                              const AttentionResult& forward,
+                                              const Sequences& sequences,
+                                              const AttentionOptions& options,
+                                              const TensorView& dlse, Stream stream) {
+  AttentionGradients gradients =
+      backward(ragged_call("flash_attn_varlen_backward", q, k, v, sequences, options), dout,
+               forward, dlse, stream);
+  zero_unowned_rows(gradients.dq, sequences.cu_seqlens_q);
+  zero_unowned_rows(gradients.dk, sequences.cu_seqlens_k);
+  zero_unowned_rows(gradients.dv, sequences.cu_seqlens_k);
+  return gradients;
+}
+
+}  // namespace flashmha
