@@ -18,7 +18,9 @@ using Vec [[gnu::vector_size(32)]] = float;
 using IVec [[gnu::vector_size(32)]] = int32_t;
 using HalfVec [[gnu::vector_size(16)]] = uint16_t;
 
-inline Vec set1(float x) { return (Vec)_mm256_set1_ps(x); }
+inline Vec set1(float x) {
+  return (Vec)_mm256_set1_ps(x);
+}
 inline Vec load(const float* p) {
   return (Vec)_mm256_loadu_ps(p);
 }

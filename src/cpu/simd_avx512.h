@@ -22,7 +22,9 @@ inline __mmask16 first(int n) {
   return static_cast<__mmask16>((1u << n) - 1);
 }
 
-inline Vec set1(float x) { return (Vec)_mm512_set1_ps(x); }
+inline Vec set1(float x) {
+  return (Vec)_mm512_set1_ps(x);
+}
 inline Vec load(const float* p) {
   return (Vec)_mm512_loadu_ps(p);
 }

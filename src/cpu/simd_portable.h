@@ -35,7 +35,9 @@ inline void store_lanes(T* p, V v, int n) {
     p[i] = lanes[i];
 }
 
-inline Vec set1(float x) { return Vec{x, x, x, x}; }
+inline Vec set1(float x) {
+  return Vec{x, x, x, x};
+}
 inline Vec load(const float* p) {
   return load_lanes<Vec>(p, kLanes);
 }
