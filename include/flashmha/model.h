@@ -42,9 +42,9 @@ struct ModelConfig {
   bool tie_word_embeddings = false;
   float initializer_range = 0.02f;  // standard deviation of random weights
   DType dtype = DType::float32;     // of parameters and activations
-  Device device;
+  Device device{};
   AttentionKind attention_kind = AttentionKind::flash;
-  nn::AttentionConfig attention;  // of every layer; hidden_size, heads, rotary, window, ...
+  nn::AttentionConfig attention{};  // of every layer; hidden_size, heads, rotary, window, ...
 };
 
 // The model of `flashmha benchmark` and `flashmha sanity-check` when no flag says otherwise: small
@@ -53,11 +53,11 @@ ModelConfig default_config();
 
 // One call of the model.
 struct ModelInputs {
-  TensorView input_ids;  // int32 or int64 [batch, seqlen]
+  TensorView input_ids{};  // int32 or int64 [batch, seqlen]
   // [batch, length], boolean, int32 or int64, non-zero = real token; length = seqlen, or with
   // caches all tokens so far plus seqlen. Left, right or middle padding.
-  TensorView attention_mask;
-  TensorView position_ids;                  // int32 [batch, seqlen]; default: count real tokens
+  TensorView attention_mask{};
+  TensorView position_ids{};                // int32 [batch, seqlen]; default: count real tokens
   const PackedSequences* packed = nullptr;  // not together with a mask or caches
   nn::KVCaches* caches = nullptr;           // grow by seqlen tokens
   bool last_logits_only = false;            // logits of the last position: [batch, 1, vocab_size]

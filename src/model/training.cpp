@@ -1,0 +1,103 @@
+// Loss, AdamW and a training step.
+#include "flashmha/training.h"
+
+#include <utility>
+
+#include "core/check.h"
+#include "core/visit.h"
+
+namespace flashmha::model {
+
+Tensor shift_labels(const TensorView& labels, const PackedSequences* packed) {
+  check(labels.rank() == 2 && (labels.dtype == DType::int32 || labels.dtype == DType::int64),
+        "[shift_labels] labels must be int32 or int64 [batch, seqlen]; got {}", to_string(labels));
+  const std::int64_t seqlen = labels.size(1);
+  Tensor targets = Tensor::empty(labels.shape, DType::int64, labels.device);
+  fill(targets, static_cast<double>(kIgnoreIndex));
+  if (seqlen > 1) copy(labels.slice(1, 1, seqlen), targets.view().slice(1, 0, seqlen - 1));
+  const TensorView flat = targets.view().reshape({-1});
+  if (packed) {
+    const TensorView& starts = packed->cu_seqlens;
+    for (std::int64_t i = 1; i < starts.numel(); ++i) {
+      const std::int64_t end = starts.as<std::int32_t>()[i];
+      if (end > 0) fill(flat.slice(0, end - 1, end), static_cast<double>(kIgnoreIndex));
+    }
+  }
+  return Tensor::adopt(flat, std::make_shared<Tensor>(std::move(targets)));
+}
+
+Loss cross_entropy(const TensorView& logits, const TensorView& targets, const TensorView& dlogits,
+                   float scale) {
+  const TensorView rows = logits.reshape({-1, logits.size(-1)});
+  const Tensor loss = Tensor::empty({2}, DType::float32, logits.device);
+  const Tensor lse = Tensor::empty({rows.size(0)}, DType::float32, logits.device);
+  ops::cross_entropy(rows, targets, kIgnoreIndex, loss, lse);
+  if (dlogits.defined()) {
+    const ops::CrossEntropySaved saved{
+        .targets = targets, .lse = lse, .loss = loss, .ignore_index = kIgnoreIndex};
+    ops::cross_entropy_backward(rows, saved, scale, dlogits.reshape(rows.shape));
+  }
+  return {.mean = loss.as<float>()[0], .num_tokens = std::int64_t(loss.as<float>()[1])};
+}
+
+AdamW::AdamW(CausalLM& model, const OptimizerOptions& options)
+    : options_(options), norm_(Tensor::zeros({1}, DType::float32, model.config().device)) {
+  model.visit([&](const std::string&, nn::Parameter& parameter) {
+    const Tensor& value = parameter.value;
+    slots_.push_back(
+        {.parameter = &parameter,
+         .moment1 = Tensor::zeros(value.shape(), DType::float32, value.device()),
+         .moment2 = Tensor::zeros(value.shape(), DType::float32, value.device()),
+         .master = value.dtype() == DType::float32 ? Tensor() : cast(value, DType::float32)});
+  });
+}
+
+double AdamW::step() {
+  std::vector<TensorView> gradients;
+  for (const Slot& slot : slots_) {
+    if (slot.parameter->gradient.defined()) gradients.push_back(slot.parameter->gradient);
+  }
+  ops::gradient_norm(gradients, norm_);
+  ++num_steps_;
+  for (const Slot& slot : slots_) {
+    if (!slot.parameter->gradient.defined()) continue;
+    const bool is_matrix = slot.parameter->value.view().rank() >= 2;
+    ops::adamw({.parameter = slot.parameter->value,
+                .gradient = slot.parameter->gradient,
+                .moment1 = slot.moment1,
+                .moment2 = slot.moment2,
+                .master = slot.master},
+               {.learning_rate = options_.learning_rate,
+                .beta1 = options_.beta1,
+                .beta2 = options_.beta2,
+                .eps = options_.eps,
+                .weight_decay = is_matrix ? options_.weight_decay : 0.0f,
+                .step = num_steps_,
+                .max_gradient_norm = options_.max_gradient_norm,
+                .gradient_norm = norm_});
+    slot.parameter->zero_gradient();
+  }
+  return norm_.as<float>()[0];
+}
+
+Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& labels,
+                          float scale) {
+  check(labels.shape == inputs.input_ids.shape,
+        "[accumulate_gradients] labels must have the shape of input_ids; got {} and {}",
+        to_string(labels), to_string(inputs.input_ids));
+  const Tensor targets = shift_labels(labels, inputs.packed);
+  CausalLM::Saved saved;
+  const Tensor logits = model.forward(inputs, &saved);
+  const Loss loss = cross_entropy(logits, targets, /*dlogits=*/logits, scale);
+  model.backward(logits, inputs, std::move(saved));
+  return loss;
+}
+
+Loss training_step(CausalLM& model, AdamW& optimizer, const ModelInputs& inputs,
+                   const TensorView& labels) {
+  const Loss loss = accumulate_gradients(model, inputs, labels);
+  optimizer.step();
+  return loss;
+}
+
+}  // namespace flashmha::model
