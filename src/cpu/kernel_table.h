@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cpu/probe.h"
+#include "cpu/row_kernels.h"
 
 namespace flashmha::cpu {
 
@@ -13,6 +14,7 @@ struct KernelTable {
   int tile_rows;  // register tile of the matrix products
   int tile_columns;
   const ProbeKernels* probe;
+  const RowKernels* rows;
 };
 
 }  // namespace flashmha::cpu

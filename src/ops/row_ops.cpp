@@ -1,0 +1,79 @@
+// Checks and dispatch: gathering and scattering rows, embedding, argmax.
+#include "ops/rules.h"
+
+namespace flashmha::ops {
+namespace {
+
+// x [rows, ...] and y [n, ...]: one dtype, equal rows, each row contiguous.
+const OpsTable& check_rows(std::string_view function, const Named& full, const Named& picked,
+                           const TensorView& indices) {
+  for (const Named& tensor : {full, picked}) {
+    require_given(function, tensor);
+    TensorView row = tensor.view;
+    row.shape[0] = 1;
+    require_contiguous(function, {tensor.name, row});
+  }
+  require_dtype(function, picked, full.view.dtype);
+  require_dtype(function, {"indices", indices}, DType::int64);
+  require_contiguous(function, {"indices", indices});
+  check(indices.rank() == 1, "[{}] indices must have rank 1; got {}", function, indices);
+  Shape expected = full.view.shape;
+  expected[0] = indices.size(0);
+  require_shape(function, picked, expected);
+  return backend(function, {full, picked, {"indices", indices}});
+}
+
+const OpsTable& check_embedding(std::string_view function, const Named& table, const Named& out,
+                                const TensorView& ids) {
+  require_floating(function, {table, out});
+  require_rows(function, {table, out});
+  require_index(function, {"ids", ids});
+  check(table.view.rank() == 2, "[{}] {} must be [vocabulary,hidden]; got {}", function, table.name,
+        table.view);
+  check(out.view.rank() == ids.rank() + 1 && leading_shape(out.view.shape) == ids.shape &&
+            out.view.size(-1) == table.view.size(1),
+        "[{}] {} must have the shape of ids {} and then hidden ({}); got {}", function, out.name,
+        ids.shape, table.view.size(1), out.view);
+  return backend(function, {table, out, {"ids", ids}});
+}
+
+}  // namespace
+
+void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
+                 Stream stream) {
+  const OpsTable& table = check_rows("gather_rows", {"x", x}, {"y", y}, indices);
+  if (y.numel() > 0) table.gather_rows(x, indices, y, stream);
+}
+
+void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
+                  Stream stream) {
+  const OpsTable& table = check_rows("scatter_rows", {"y", y}, {"x", x}, indices);
+  if (y.numel() > 0) table.scatter_rows(x, indices, y, stream);
+}
+
+void embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+               Stream stream) {
+  const OpsTable& ops = check_embedding("embedding", {"table", table}, {"out", out}, ids);
+  if (out.numel() > 0) ops.embedding(table, ids, out, stream);
+}
+
+void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
+                        Stream stream) {
+  require_dtype("embedding_backward", {"dtable", dtable}, DType::float32);
+  const OpsTable& ops =
+      check_embedding("embedding_backward", {"dtable", dtable}, {"dout", dout}, ids);
+  if (dout.numel() > 0) ops.embedding_backward(dout, ids, dtable, stream);
+}
+
+void argmax(const TensorView& x, const TensorView& out, Stream stream) {
+  require_floating("argmax", {{"x", x}});
+  require_rows("argmax", {{"x", x}});
+  require_dtype("argmax", {"out", out}, DType::int32);
+  require_shape("argmax", {"out", out}, leading_shape(x.shape));
+  require_contiguous("argmax", {"out", out});
+  check(x.size(-1) > 0, "[argmax] rows must not be empty; got {}", x);
+  const OpsTable& table = backend("argmax", {{"x", x}, {"out", out}});
+  if (out.numel() > 0) table.argmax(x, out, stream);
+}
+
+}  // namespace flashmha::ops

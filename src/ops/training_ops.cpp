@@ -1,0 +1,89 @@
+// Checks and dispatch: loss, gradient norm, optimiser.
+#include "ops/rules.h"
+
+namespace flashmha::ops {
+namespace {
+
+void check_loss(std::string_view function, const TensorView& logits,
+                const CrossEntropySaved& saved) {
+  require_floating(function, {{"logits", logits}});
+  require_rows(function, {{"logits", logits}});
+  check(logits.rank() == 2 && logits.size(1) > 0, "[{}] logits must be [rows,vocabulary]; got {}",
+        function, logits);
+  require_index(function, {"targets", saved.targets});
+  require_shape(function, {"targets", saved.targets}, {logits.size(0)});
+  require_dtype(function, {"lse", saved.lse}, DType::float32);
+  require_shape(function, {"lse", saved.lse}, {logits.size(0)});
+  require_contiguous(function, {"lse", saved.lse});
+  require_dtype(function, {"loss", saved.loss}, DType::float32);
+  require_shape(function, {"loss", saved.loss}, {2});
+  require_contiguous(function, {"loss", saved.loss});
+}
+
+}  // namespace
+
+void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
+                   const TensorView& loss, const TensorView& lse, Stream stream) {
+  check_loss("cross_entropy", logits, {.targets = targets, .lse = lse, .loss = loss});
+  backend("cross_entropy", {{"logits", logits}, {"targets", targets}, {"loss", loss}, {"lse", lse}})
+      .cross_entropy(logits, targets, ignore_index, loss, lse, stream);
+}
+
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+                            const TensorView& dlogits, Stream stream) {
+  check_loss("cross_entropy_backward", logits, saved);
+  require_floating("cross_entropy_backward", {{"dlogits", dlogits}});
+  require_rows("cross_entropy_backward", {{"dlogits", dlogits}});
+  require_shape("cross_entropy_backward", {"dlogits", dlogits}, logits.shape);
+  const OpsTable& table = backend("cross_entropy_backward", {{"logits", logits},
+                                                             {"targets", saved.targets},
+                                                             {"loss", saved.loss},
+                                                             {"lse", saved.lse},
+                                                             {"dlogits", dlogits}});
+  if (logits.numel() > 0) table.cross_entropy_backward(logits, saved, scale, dlogits, stream);
+}
+
+void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream stream) {
+  require_dtype("gradient_norm", {"norm", norm}, DType::float32);
+  require_shape("gradient_norm", {"norm", norm}, {1});
+  for (const TensorView& gradient : gradients) {
+    require_dtype("gradient_norm", {"gradient", gradient}, DType::float32);
+    require_contiguous("gradient_norm", {"gradient", gradient});
+    (void)backend("gradient_norm", {{"norm", norm}, {"gradient", gradient}});
+  }
+  backend("gradient_norm", {{"norm", norm}}).gradient_norm(gradients, norm, stream);
+}
+
+void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream) {
+  require_floating("adamw", {{"parameter", state.parameter}});
+  require_contiguous("adamw", {"parameter", state.parameter});
+  const bool narrow = state.parameter.dtype != DType::float32;
+  check(state.master.defined() == narrow,
+        "[adamw] master must be given for 16-bit parameters and only for them; got parameter {} "
+        "and master {}",
+        state.parameter, state.master);
+  for (const Named& tensor : {Named{"gradient", state.gradient}, Named{"moment1", state.moment1},
+                              Named{"moment2", state.moment2}, Named{"master", state.master}}) {
+    if (tensor.name == "master" && !narrow) continue;
+    require_dtype("adamw", tensor, DType::float32);
+    require_shape("adamw", tensor, state.parameter.shape);
+    require_contiguous("adamw", tensor);
+  }
+  check(options.step >= 1, "[adamw] step ({}) counts from 1", options.step);
+  check(options.beta1 >= 0.0f && options.beta1 < 1.0f && options.beta2 >= 0.0f &&
+            options.beta2 < 1.0f,
+        "[adamw] beta1 ({}) and beta2 ({}) must be in [0, 1)", options.beta1, options.beta2);
+  if (options.max_gradient_norm > 0.0f) {
+    require_dtype("adamw", {"gradient_norm", options.gradient_norm}, DType::float32);
+    require_shape("adamw", {"gradient_norm", options.gradient_norm}, {1});
+  }
+  const OpsTable& table = backend("adamw", {{"parameter", state.parameter},
+                                            {"gradient", state.gradient},
+                                            {"moment1", state.moment1},
+                                            {"moment2", state.moment2},
+                                            {"master", state.master},
+                                            {"gradient_norm", options.gradient_norm}});
+  if (state.parameter.numel() > 0) table.adamw(state, options, stream);
+}
+
+}  // namespace flashmha::ops
