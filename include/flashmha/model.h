@@ -108,7 +108,8 @@ class CausalLM {
   ~CausalLM() = default;
 
   // Matrices normal with standard deviation config.initializer_range, norms one, biases zero. The
-  // weights depend on the seed, their name and their shape only: not on dtype or attention kind.
+  // weights depend on the seed and their name only: not on attention kind, on dtype by rounding
+  // only.
   void init_weights(std::uint64_t seed);
 
   // Logits [batch, seqlen, vocab_size] in the model's dtype.
