@@ -7,3 +7,4 @@
 #include "flashmha/error.h"
 #include "flashmha/plan.h"
 #include "flashmha/tensor.h"
+#include "flashmha/version.h"
