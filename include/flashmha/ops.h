@@ -99,16 +99,23 @@ struct SoftmaxOptions {
 };
 
 // probabilities = softmax of the masked scores over the last dimension; 0 where masked, and
-// everywhere in a row that sees nothing. Both floating, equal shapes; may be the same view.
+// everywhere in a row that sees nothing. Both floating, equal shapes; may be the same view. lse
+// float32 [batch, num_heads, seqlen_q] or not given: natural log of the denominator, sink included.
 void softmax(const TensorView& scores, const SoftmaxOptions& options,
-             const TensorView& probabilities, Stream stream = {});
+             const TensorView& probabilities, const TensorView& lse = {}, Stream stream = {});
 
-// dscores = p * (dp - sum(p * dp)), times the derivative of the softcap. scores: the forward's
-// input, needed with softcap only. dscores may be dprobabilities. dsinks float32 [num_heads], added
-// to; or not given.
-void softmax_backward(const TensorView& dprobabilities, const TensorView& probabilities,
-                      const TensorView& scores, const SoftmaxOptions& options,
-                      const TensorView& dscores, const TensorView& dsinks = {}, Stream stream = {});
+// What the backward of softmax reads.
+struct SoftmaxSaved {
+  TensorView probabilities;
+  TensorView scores;  // the forward's input; needed with softcap only
+  TensorView lse;     // needed for dsinks only
+};
+
+// dscores = p * (dp - sum(p * dp)), times the derivative of the softcap. dscores may be
+// dprobabilities. dsinks float32 [num_heads], added to; or not given.
+void softmax_backward(const TensorView& dprobabilities, const SoftmaxSaved& saved,
+                      const SoftmaxOptions& options, const TensorView& dscores,
+                      const TensorView& dsinks = {}, Stream stream = {});
 
 // y = x / (1 - p) where kept, else 0; x, y floating [batch, num_heads, seqlen_q, seqlen_k]. Keeps
 // the elements that attention with the same Dropout keeps. Its own gradient. y may be x.

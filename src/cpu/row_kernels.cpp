@@ -105,10 +105,9 @@ void scale_by(const float* x, const float* weight, float factor, int64_t n, floa
   });
 }
 
-void norm_gradient(const RowKernels::NormRow& row, int64_t n, float* dx) {
+void norm_gradient(const float* d, const float* x, float mean, float rstd, int64_t n, float* dx) {
   sweep(n, [=](int64_t i, auto lanes) {
-    const Vec direct = lanes.load(row.dy + i) * lanes.load(row.weight + i);
-    lanes.store(dx + i, (direct - lanes.load(row.x + i) * row.mean) * row.rstd);
+    lanes.store(dx + i, (lanes.load(d + i) - lanes.load(x + i) * mean) * rstd);
   });
 }
 

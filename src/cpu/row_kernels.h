@@ -25,15 +25,9 @@ struct RowKernels {
   void (*scale)(const float* x, float factor, int64_t n, float* out);  // factor x
   void (*scale_by)(const float* x, const float* weight, float factor, int64_t n,
                    float* out);  // factor x weight
-  // dx = rstd * (dy weight - mean * x), the row gradient of RMSNorm.
-  struct NormRow {
-    const float* dy;
-    const float* x;
-    const float* weight;
-    float rstd;
-    float mean;
-  };
-  void (*norm_gradient)(const NormRow& row, int64_t n, float* dx);
+  // dx = rstd * (d - mean * x), the row gradient of RMSNorm.
+  void (*norm_gradient)(const float* d, const float* x, float mean, float rstd, int64_t n,
+                        float* dx);
 
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   void (*silu_mul_gradient)(const float* dout, const float* gate, const float* up, int64_t n,

@@ -29,41 +29,54 @@ void check_scores(std::string_view function, const SoftmaxOptions& options,
   }
 }
 
+void check_lse(std::string_view function, const TensorView& lse, const TensorView& scores) {
+  require_dtype(function, {"lse", lse}, DType::float32);
+  require_shape(function, {"lse", lse}, leading_shape(scores.shape));
+  require_contiguous(function, {"lse", lse});
+}
+
 }  // namespace
 
 void softmax(const TensorView& scores, const SoftmaxOptions& options,
-             const TensorView& probabilities, Stream stream) {
+             const TensorView& probabilities, const TensorView& lse, Stream stream) {
   check_scores("softmax", options, {{"scores", scores}, {"probabilities", probabilities}});
+  if (lse.defined()) check_lse("softmax", lse, scores);
   const OpsTable& table = backend("softmax", {{"scores", scores},
                                               {"probabilities", probabilities},
+                                              {"lse", lse},
                                               {"mask", options.mask},
                                               {"sinks", options.sinks}});
-  if (scores.numel() > 0) table.softmax(scores, options, probabilities, stream);
+  if (scores.numel() > 0) table.softmax(scores, options, probabilities, lse, stream);
 }
 
-void softmax_backward(const TensorView& dprobabilities, const TensorView& probabilities,
-                      const TensorView& scores, const SoftmaxOptions& options,
-                      const TensorView& dscores, const TensorView& dsinks, Stream stream) {
-  check_scores(
-      "softmax_backward", options,
-      {{"probabilities", probabilities}, {"dprobabilities", dprobabilities}, {"dscores", dscores}});
-  check(options.softcap == 0.0f || scores.defined(),
-        "[softmax_backward] scores must be given with a softcap ({})", options.softcap);
-  if (scores.defined()) check_scores("softmax_backward", options, {{"scores", scores}});
-  if (dsinks.defined()) {
-    require_given("softmax_backward", {"sinks", options.sinks});
-    require_dtype("softmax_backward", {"dsinks", dsinks}, DType::float32);
-    require_shape("softmax_backward", {"dsinks", dsinks}, {probabilities.size(1)});
-    require_contiguous("softmax_backward", {"dsinks", dsinks});
+void softmax_backward(const TensorView& dprobabilities, const SoftmaxSaved& saved,
+                      const SoftmaxOptions& options, const TensorView& dscores,
+                      const TensorView& dsinks, Stream stream) {
+  constexpr std::string_view kName = "softmax_backward";
+  check_scores(kName, options,
+               {{"probabilities", saved.probabilities},
+                {"dprobabilities", dprobabilities},
+                {"dscores", dscores}});
+  if (options.softcap > 0.0f) {
+    check_scores(kName, options,
+                 {{"probabilities", saved.probabilities}, {"scores", saved.scores}});
   }
-  const OpsTable& table = backend("softmax_backward", {{"probabilities", probabilities},
-                                                       {"dprobabilities", dprobabilities},
-                                                       {"scores", scores},
-                                                       {"dscores", dscores},
-                                                       {"sinks", options.sinks},
-                                                       {"dsinks", dsinks}});
-  if (probabilities.numel() > 0) {
-    table.softmax_backward(dprobabilities, probabilities, scores, options, dscores, dsinks, stream);
+  if (dsinks.defined()) {
+    require_given(kName, {"sinks", options.sinks});
+    require_dtype(kName, {"dsinks", dsinks}, DType::float32);
+    require_shape(kName, {"dsinks", dsinks}, options.sinks.shape);
+    require_contiguous(kName, {"dsinks", dsinks});
+    check_lse(kName, saved.lse, saved.probabilities);
+  }
+  const OpsTable& table = backend(kName, {{"probabilities", saved.probabilities},
+                                          {"dprobabilities", dprobabilities},
+                                          {"scores", saved.scores},
+                                          {"lse", saved.lse},
+                                          {"dscores", dscores},
+                                          {"sinks", options.sinks},
+                                          {"dsinks", dsinks}});
+  if (dscores.numel() > 0) {
+    table.softmax_backward(dprobabilities, saved, options, dscores, dsinks, stream);
   }
 }
 

@@ -1,0 +1,45 @@
+// The operations of ops.h on a CPU; signatures and rules are stated there.
+#pragma once
+
+#include "ops/table.h"
+
+namespace flashmha::cpu::ops {
+
+using namespace flashmha::ops;  // the option structs
+
+void matmul(const TensorView& a, const TensorView& b, const TensorView& c,
+            const MatmulOptions& options, Stream);
+void bias_gradient(const TensorView& dout, const TensorView& gradient, Stream);
+void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& y,
+              const TensorView& rstd, Stream);
+void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& weight,
+                       const TensorView& rstd, const TensorView& dx, const TensorView& dweight,
+                       Stream);
+void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out, Stream);
+void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
+                       const TensorView& dgate, const TensorView& dup, Stream);
+void add(const TensorView& a, const TensorView& b, const TensorView& out, Stream);
+void rotary(const TensorView& x, const RotaryTables& tables, const TensorView& positions,
+            const TensorView& y, Stream);
+void rotary_backward(const TensorView& dy, const RotaryTables& tables, const TensorView& positions,
+                     const TensorView& dx, Stream);
+void softmax(const TensorView& scores, const SoftmaxOptions& options,
+             const TensorView& probabilities, const TensorView& lse, Stream);
+void softmax_backward(const TensorView& dprobabilities, const SoftmaxSaved& saved,
+                      const SoftmaxOptions& options, const TensorView& dscores,
+                      const TensorView& dsinks, Stream);
+void attention_dropout(const TensorView& x, const Dropout& dropout, const TensorView& y, Stream);
+void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
+void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
+void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, Stream);
+void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
+                        Stream);
+void argmax(const TensorView& x, const TensorView& out, Stream);
+void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
+                   const TensorView& loss, const TensorView& lse, Stream);
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+                            const TensorView& dlogits, Stream);
+void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream);
+void adamw(const AdamWState& state, const AdamWOptions& options, Stream);
+
+}  // namespace flashmha::cpu::ops
