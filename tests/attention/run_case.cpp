@@ -1,0 +1,241 @@
+#include "tests/attention/run_case.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "attention/registry.h"
+#include "tests/attention/instance.h"
+#include "tests/attention/plain.h"
+#include "tests/compare.h"
+
+namespace flashmha::tests {
+namespace {
+
+const KernelEntry& specification() {
+  return reference_kernels()[0];
+}
+
+// Runs an entry on a workspace that is exactly as long as it asked for, poisoned, with a guard
+// behind it. Returns what went wrong.
+std::string launch(const KernelEntry& entry, const Problem& problem, const AttentionCall& call) {
+  constexpr std::int64_t kGuard = 64;
+  const auto bytes = static_cast<std::int64_t>(entry.workspace_bytes(problem));
+  const Tensor workspace = Tensor::empty({bytes + kGuard}, DType::boolean);
+  auto* begin = static_cast<std::byte*>(workspace.view().data);
+  std::memset(begin, 0xFF, static_cast<std::size_t>(bytes + kGuard));
+  entry.launch(problem, call, {begin, static_cast<std::size_t>(bytes)}, {});
+  const bool intact = std::all_of(begin + bytes, begin + bytes + kGuard,
+                                  [](std::byte value) { return value == std::byte{0xFF}; });
+  return intact ? "" : "wrote behind the end of its workspace";
+}
+
+// Half a unit in the last place of 1.
+double half_ulp(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16: return 0x1p-8;
+    case DType::float16: return 0x1p-11;
+    case DType::float32: return 0x1p-22;  // sums of products in another order: a few units
+    default: return 0x1p-50;
+  }
+}
+
+// What one pass should give: the specification's results and, as a measure of what the dtype
+// allows, the plain implementation's.
+struct Truth {
+  Twin exact;
+  Twin plain;
+  Problem problem;
+
+  // `forward`: the truth of the forward, whose unrounded out and lse a backward receives.
+  Truth(const AttentionCall& call, DType dtype, const Truth* forward)
+      : exact(with_forward(call, forward)),
+        plain(run_specification(exact.call)),
+        problem(make_problem(exact.call)) {
+    if (problem.pass == Pass::backward) {
+      plain_backward(problem, plain.call, dtype);
+    } else {
+      plain_forward(problem, plain.call, dtype);
+    }
+  }
+
+ private:
+  static AttentionCall with_forward(AttentionCall call, const Truth* forward) {
+    if (forward != nullptr) {
+      call.out = forward->exact.call.out;
+      call.lse = forward->exact.call.lse;
+    }
+    return call;
+  }
+  static const AttentionCall& run_specification(const AttentionCall& call) {
+    launch(specification(), make_problem(call), call);
+    return call;
+  }
+};
+
+class PassRunner {
+ public:
+  PassRunner(const Case& spec, const Truth& truth, PassReport& report)
+      : spec_(spec), truth_(truth), report_(report) {}
+
+  // tolerance = m * (error of the plain implementation) + floor
+  void check(const KernelEntry& entry, const char* name, const TensorView& actual,
+             const TensorView& exact, const TensorView& plain, double m, double floor) {
+    if (!actual.defined()) return;
+    const double plain_error = compare(name, plain, exact, INFINITY).max_error;
+    const double tolerance = m * plain_error + floor;
+    const Comparison comparison = compare(name, actual, exact, tolerance);
+    if (tolerance > 0) {
+      report_.worst_ratio = std::max(report_.worst_ratio, comparison.max_error / tolerance);
+    }
+    if (!comparison.ok) {
+      report_.failures.push_back(
+          fmt::format("{} {}: {}", report_.pass, entry.name, comparison.message));
+    }
+  }
+
+  void check_forward(const KernelEntry& entry, const AttentionCall& call) {
+    const AttentionCall& exact = truth_.exact.call;
+    const AttentionCall& plain = truth_.plain.call;
+    const double ulp = half_ulp(spec_.dtype);
+    check(entry, "out", call.out, exact.out, plain.out, 2, ulp * max_abs(exact.out));
+    // lse is float32 whatever the dtype; only rounded rotated rows may cost more.
+    const double lse_floor = spec_.dtype == DType::float64 ? 1e-13 : 4e-6;
+    check(entry, "lse", call.lse, exact.lse, plain.lse,
+          spec_.rotary_dim > 0 || spec_.dtype == DType::float32 ? 2 : 0,
+          lse_floor * (1 + max_abs(exact.lse)));
+    check_cache(entry, call);
+  }
+
+  // The appended values are copies; appended keys differ by the rounding of the rotation.
+  void check_cache(const KernelEntry& entry, const AttentionCall& call) {
+    if (!is_cache(spec_)) return;
+    const AttentionCall& exact = truth_.exact.call;
+    const double rounding = spec_.rotary_dim > 0 ? 2 * half_ulp(spec_.dtype) : 0;
+    check(entry, "cache.k", call.cache.k, exact.cache.k, exact.cache.k, 0,
+          rounding * max_abs(exact.cache.k));
+    check(entry, "cache.v", call.cache.v, exact.cache.v, exact.cache.v, 0, 0);
+  }
+
+  void check_backward(const KernelEntry& entry, const AttentionCall& call) {
+    const AttentionCall& exact = truth_.exact.call;
+    const AttentionCall& plain = truth_.plain.call;
+    const double ulp = half_ulp(spec_.dtype);
+    const auto gradient = [&](const char* name, TensorView AttentionCall::*member) {
+      const TensorView& expected = exact.*member;
+      if (!expected.defined()) return;
+      check(entry, name, call.*member, expected, plain.*member, 3,
+            2 * ulp * max_abs(expected) + 1e-6);
+    };
+    gradient("dq", &AttentionCall::dq);
+    gradient("dk", &AttentionCall::dk);
+    gradient("dv", &AttentionCall::dv);
+    gradient("dbias", &AttentionCall::dbias);
+    gradient("dsinks", &AttentionCall::dsinks);
+  }
+
+ private:
+  const Case& spec_;
+  const Truth& truth_;
+  PassReport& report_;
+};
+
+// The inputs after a call must be the inputs before it; a cache changes where keys are appended,
+// which check_cache looks at.
+bool inputs_unchanged(Instance& after, const Case& spec, std::uint64_t seed) {
+  Instance before(spec, seed);
+  std::vector<Tensor> originals;
+  for_each_tensor(before.call, [&](TensorView& tensor, bool is_output) {
+    if (!is_output) originals.push_back(clone(tensor));
+  });
+  bool same = true;
+  std::size_t n = 0;
+  for_each_tensor(after.call, [&](TensorView& tensor, bool is_output) {
+    if (is_output) return;
+    const Tensor& original = originals[n++];
+    if (&tensor == &after.call.cache.k || &tensor == &after.call.cache.v) return;
+    same = same && same_bits(tensor, original);
+  });
+  return same;
+}
+
+// Runs every selected kernel on a fresh instance made by `prepare` and checks it with `inspect`.
+template <class Prepare, class Inspect>
+void run_pass(const Case& spec, std::uint64_t seed, const Selection& selection, PassReport& report,
+              Prepare prepare, Inspect inspect) {
+  for (const KernelEntry* entry : registry()) {
+    if (!selection.takes(*entry)) continue;
+    Instance instance(spec, seed);
+    const AttentionCall call = prepare(instance);
+    const Problem problem = make_problem(call);
+    const std::string refusal = entry->refuse(problem);
+    if (!refusal.empty()) {
+      report.refusals.push_back(fmt::format("{}: {}", entry->name, refusal));
+      continue;
+    }
+    ++report.num_served;
+    const auto complain = [&](const std::string& what) {
+      report.failures.push_back(fmt::format("{} {}: {}", report.pass, entry->name, what));
+    };
+    const std::string error = launch(*entry, problem, call);
+    if (!error.empty()) complain(error);
+    inspect(*entry, call);
+    if (!inputs_unchanged(instance, spec, seed)) complain("changed its inputs");
+    if (!instance.outputs.borders_intact()) complain("wrote outside its outputs");
+  }
+}
+
+}  // namespace
+
+bool Selection::takes(const KernelEntry& entry) const {
+  if (kernel == "*") return true;
+  return kernel.empty() ? entry.name != specification().name : entry.name == kernel;
+}
+
+bool CaseReport::ok() const {
+  return std::all_of(passes.begin(), passes.end(),
+                     [](const PassReport& pass) { return pass.failures.empty(); });
+}
+
+std::string CaseReport::text() const {
+  std::string text;
+  for (const PassReport& pass : passes) {
+    for (const std::string& failure : pass.failures)
+      text += "  " + failure + "\n";
+  }
+  return text;
+}
+
+CaseReport run_case(const Case& spec, std::uint64_t seed, const Selection& selection) {
+  CaseReport report;
+  const Instance instance(spec, seed);
+  const Truth forward(instance.call, spec.dtype, nullptr);
+  report.passes.reserve(2);
+  PassReport& first = report.passes.emplace_back();
+  first.pass = is_cache(spec) ? "decode" : "forward";
+  run_pass(
+      spec, seed, selection, first, [](Instance& fresh) { return fresh.call; },
+      [&](const KernelEntry& entry, const AttentionCall& call) {
+        PassRunner(spec, forward, first).check_forward(entry, call);
+      });
+  if (!has_backward(spec)) return report;
+
+  const auto backward_call = [&](Instance& fresh) {
+    copy(forward.exact.call.out, fresh.call.out);
+    copy(forward.exact.call.lse, fresh.call.lse);
+    return fresh.backward_call(fresh.call.out, fresh.call.lse);
+  };
+  Instance fresh(spec, seed);
+  const Truth backward(backward_call(fresh), spec.dtype, &forward);
+  PassReport& second = report.passes.emplace_back();
+  second.pass = "backward";
+  run_pass(spec, seed, selection, second, backward_call,
+           [&](const KernelEntry& entry, const AttentionCall& call) {
+             PassRunner(spec, backward, second).check_backward(entry, call);
+           });
+  return report;
+}
+
+}  // namespace flashmha::tests
