@@ -1,0 +1,62 @@
+# The two commands are `make run` and `make test`; `make help` lists the others. All of them install
+# what is missing and build first. CMake users need none of this: cmake --preset cpu.
+
+JOBS ?= $(shell nproc)
+ARGS ?= --help
+
+ifneq ($(filter-out 0,$(CUDA)),)
+  $(error The CUDA backend is not part of this version yet: run make without CUDA=$(CUDA))
+endif
+
+PROGRAM = build/cpu/apps/flashmha
+
+help:
+	@echo 'make run      sanity check, then the benchmark: plain against flash attention'
+	@echo 'make test     all tests'
+	@echo 'make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make tsan     all tests under ThreadSanitizer'
+	@echo 'make program  the program alone: build/cpu/apps/flashmha'
+	@echo 'make install  library, headers and program into PREFIX (/usr/local)'
+	@echo 'make format   clang-format on every source file'
+	@echo 'make clean    removes build/'
+	@echo 'JOBS=N        parallel jobs of builds and tests (default: all CPUs)'
+
+program:
+	@scripts/setup.sh run
+	@cmake --preset cpu -DFLASHMHA_BUILD_TESTS=OFF --log-level=WARNING
+	@cmake --build --preset cpu --target flashmha_program --parallel $(JOBS)
+
+run: program
+	$(PROGRAM) sanity-check
+	$(PROGRAM) benchmark --batch-size 2 --seq-length 256
+
+# $(call run_tests,preset)
+define run_tests
+	@scripts/setup.sh test
+	@cmake --preset $(1) -DFLASHMHA_BUILD_TESTS=ON --log-level=WARNING
+	@cmake --build --preset $(1) --parallel $(JOBS)
+	@ctest --preset $(1) --parallel $(JOBS)
+endef
+
+test:
+	$(call run_tests,cpu)
+
+asan:
+	$(call run_tests,asan)
+
+tsan:
+	$(call run_tests,tsan)
+
+install: PREFIX ?= /usr/local
+install: program
+	@cmake --build --preset cpu --parallel $(JOBS)
+	@cmake --install build/cpu --prefix $(PREFIX)
+
+format:
+	@scripts/setup.sh test
+	@scripts/format.sh --fix
+
+clean:
+	@cmake -E rm -rf build
+
+.PHONY: help program run test asan tsan install format clean
