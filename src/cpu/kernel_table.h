@@ -1,5 +1,7 @@
 #pragma once
 
+#include "cpu/attention_tile.h"
+#include "cpu/gemm_kernels.h"
 #include "cpu/probe.h"
 #include "cpu/row_kernels.h"
 
@@ -14,7 +16,10 @@ struct KernelTable {
   int tile_rows;  // register tile of the matrix products
   int tile_columns;
   const ProbeKernels* probe;
+  const GemmKernels* gemm;
   const RowKernels* rows;
+  const ForwardKernels* forward;
+  const DecodeKernels* decode;
 };
 
 }  // namespace flashmha::cpu
