@@ -57,23 +57,47 @@ inline void pack_panel(const T* in, int64_t in_stride, int64_t num_rows, int64_t
   }
 }
 
-// One block of at most kLanes x kLanes elements, transposed: out[k][j] = in[j][k]; rows j beyond
-// num_columns become zero. num_columns and num_rows count B's columns and rows.
+// Depth of the block that transposed_block makes: a vector of 32-bit words of each row.
 template <class T>
-inline void transpose_block(const T* in, int64_t in_stride, int num_rows, int num_columns,
-                            float* out, int64_t out_stride) {
-  Vec rows[kLanes];
-  if (num_rows == kLanes && num_columns == kLanes) {
+constexpr int kBlockDepth = kLanes;
+template <>
+constexpr int kBlockDepth<Bf16> = 2 * kLanes;
+
+// out[k] lane j = in[j][k] for j < num_columns (zero beyond), k < depth <= kBlockDepth.
+template <class T>
+inline void transposed_block(const T* in, int64_t in_stride, int64_t depth, int64_t num_columns,
+                             Vec (&out)[kLanes]) {
+  if (depth == kLanes && num_columns == kLanes) {
     for (int j = 0; j < kLanes; ++j)
-      rows[j] = load(in + j * in_stride);
+      out[j] = load(in + j * in_stride);
   } else {
     for (int j = 0; j < kLanes; ++j) {
-      rows[j] = j < num_columns ? load_n(in + j * in_stride, num_rows) : Vec{};
+      const bool present = j < num_columns && depth > 0;
+      out[j] = present ? load_n(in + j * in_stride, static_cast<int>(depth)) : Vec{};
     }
   }
-  transpose(rows);
-  for (int k = 0; k < num_rows; ++k)
-    store(out + k * out_stride, rows[k]);
+  transpose(out);
+}
+
+// bf16 is transposed as pairs, (2k, 2k + 1) in a word, and widened after: half the shuffles.
+inline void transposed_block(const Bf16* in, int64_t in_stride, int64_t depth, int64_t num_columns,
+                             Vec (&out)[2 * kLanes]) {
+  if (depth < 2 * kLanes || num_columns < kLanes) {
+    Vec low[kLanes], high[kLanes];
+    transposed_block<Bf16>(in, in_stride, smaller(depth, kLanes), num_columns, low);
+    transposed_block<Bf16>(in + kLanes, in_stride, depth - kLanes, num_columns, high);
+    for (int k = 0; k < kLanes; ++k)
+      out[k] = low[k], out[kLanes + k] = high[k];
+    return;
+  }
+  Vec pairs[kLanes];
+  for (int j = 0; j < kLanes; ++j)
+    pairs[j] = (Vec)load_words(in + j * in_stride);
+  transpose(pairs);
+  for (int k = 0; k < kLanes; ++k) {
+    out[2 * k] = (Vec)((IVec)pairs[k] << 16);
+    out[2 * k + 1] = (Vec)((IVec)pairs[k] & -0x10000);
+  }
 }
 
 // One panel from rows that are B's columns (K of Q K^T): panel[k][j] = in[j][k],
@@ -81,13 +105,20 @@ inline void transpose_block(const T* in, int64_t in_stride, int num_rows, int nu
 template <class T>
 inline void pack_panel_transposed(const T* in, int64_t in_stride, int64_t num_rows,
                                   int64_t num_columns, float* panel) {
-  for (int64_t k = 0; k < num_rows; k += kLanes) {
-    const int depth = static_cast<int>(smaller(kLanes, num_rows - k));
+  for (int64_t k = 0; k < num_rows; k += kBlockDepth<T>) {
+    const int64_t depth = smaller(kBlockDepth<T>, num_rows - k);
     for (int v = 0; v < kTileVectors; ++v) {
-      const int64_t rest = num_columns - v * kLanes;
-      const int columns = static_cast<int>(rest < 0 ? 0 : smaller(rest, kLanes));
-      transpose_block(in + v * kLanes * in_stride + k, in_stride, depth, columns,
-                      panel + k * kTileColumns + v * kLanes, kTileColumns);
+      Vec block[kBlockDepth<T>];
+      transposed_block(in + v * kLanes * in_stride + k, in_stride, depth, num_columns - v * kLanes,
+                       block);
+      float* to = panel + k * kTileColumns + v * kLanes;
+      if (depth == kBlockDepth<T>) {
+        for (int d = 0; d < kBlockDepth<T>; ++d)
+          store(to + d * kTileColumns, block[d]);
+      } else {
+        for (int d = 0; d < depth; ++d)
+          store(to + d * kTileColumns, block[d]);
+      }
     }
   }
 }

@@ -53,6 +53,10 @@ inline void store_n(float* p, Vec v, int n) {
   if (n & 1) _mm_store_ss(p, part);
 }
 
+// kLanes 32-bit words, whatever they are.
+inline IVec load_words(const void* p) {
+  return (IVec)_mm256_loadu_si256((const __m256i*)p);
+}
 inline HalfVec load_half(const uint16_t* p) {
   return (HalfVec)_mm_loadu_si128((const __m128i*)p);
 }

@@ -38,6 +38,10 @@ inline void store_n(float* p, Vec v, int n) {
   _mm512_mask_storeu_ps(p, first(n), (__m512)v);
 }
 
+// kLanes 32-bit words, whatever they are.
+inline IVec load_words(const void* p) {
+  return (IVec)_mm512_loadu_si512(p);
+}
 inline HalfVec load_half(const uint16_t* p) {
   return (HalfVec)_mm256_loadu_si256((const __m256i*)p);
 }

@@ -51,6 +51,12 @@ inline void store_n(float* p, Vec v, int n) {
   store_lanes(p, v, n);
 }
 
+// kLanes 32-bit words, whatever they are.
+inline IVec load_words(const void* p) {
+  IVec v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
 inline HalfVec load_half(const uint16_t* p) {
   return load_lanes<HalfVec>(p, kLanes);
 }
