@@ -66,6 +66,7 @@ std::int64_t TensorView::numel() const {
 }
 
 bool TensorView::is_contiguous() const {
+  if (numel() == 0) return true;  // no elements, no distances between them
   std::int64_t expected = 1;
   for (int dim = rank() - 1; dim >= 0; --dim) {
     if (shape[dim] != 1 && strides[dim] != expected) return false;
