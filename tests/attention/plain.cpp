@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "core/parallel.h"
@@ -137,7 +138,8 @@ struct PlainHead {
     const auto sink = static_cast<float>(head.sink());
     for (std::int64_t i = 0; i < p.rows; ++i) {
       float* row = p.row(i);
-      const float largest = std::max(sink, *std::max_element(row, row + p.columns, std::less<>()));
+      const float largest = std::accumulate(row, row + p.columns, sink,
+                                            [](float a, float b) { return std::max(a, b); });
       row_softmax(i, row, largest, sink);
     }
   }
