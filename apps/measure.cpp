@@ -20,20 +20,22 @@ Spread spread_of(std::vector<double> values) {
   if (values.empty()) return {};
   std::ranges::sort(values);
   const std::size_t middle = values.size() / 2;
-  const double median = values.size() % 2 == 1 ? values[middle]
-                                               : 0.5 * (values[middle - 1] + values[middle]);
+  const double median =
+      values.size() % 2 == 1 ? values[middle] : 0.5 * (values[middle - 1] + values[middle]);
   return {.median = median, .min = values.front(), .max = values.back()};
 }
 
 Spread ratio_of(std::span<const double> a, std::span<const double> b) {
   std::vector<double> ratios;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) ratios.push_back(a[i] / b[i]);
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    ratios.push_back(a[i] / b[i]);
   return spread_of(std::move(ratios));
 }
 
 std::vector<std::vector<double>> time_in_turn(std::span<const std::function<void()>> candidates,
                                               const Rounds& rounds) {
-  for (const auto& candidate : candidates) candidate();
+  for (const auto& candidate : candidates)
+    candidate();
   std::vector<std::vector<double>> seconds(candidates.size());
   double total = 0.0;
   for (int round = 0; round < rounds.repetitions ||
