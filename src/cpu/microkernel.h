@@ -54,6 +54,8 @@ template <Left kLeft, bool kAccumulate, int Rows, int Vectors>
   Vec acc[Rows][Vectors];
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
+    // The rows below are the next tile's.
+    if constexpr (kAccumulate) __builtin_prefetch(c.data + (i + Rows) * c.stride, 1);
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       const float* from = c.data + i * c.stride + v * kLanes;

@@ -8,7 +8,8 @@ namespace flashmha::cpu {
 // work, on the calling thread; the caller takes the time (probe_machine in machine_probe.h).
 struct ProbeKernels {
   // `rounds` times one FMA into each of a set of independent accumulators, in registers alone.
-  // Returns the number of floating-point operations done; *sink keeps the work alive.
+  // Returns the number of floating-point operations done. Starts from *sink and leaves a result
+  // there, so that the work can neither be foreseen nor dropped.
   int64_t (*fma)(int64_t rounds, float* sink);
   // Reads `count` floats (a multiple of 64) once, in order.
   void (*read)(const float* data, int64_t count, float* sink);

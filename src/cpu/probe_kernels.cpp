@@ -11,10 +11,12 @@ constexpr int kChains = 12;
 
 static int64_t fma_peak(int64_t rounds, float* sink) {
   Vec acc[kChains];
-  for (int c = 0; c < kChains; ++c)
-    acc[c] = set1(static_cast<float>(c));
-  Vec scale = set1(0.999f);
-  Vec offset = set1(0.001f);
+  // From memory, so that no chain can be folded to a constant.
+  for (int c = 0; c < kChains; ++c) {
+    acc[c] = set1(*sink + static_cast<float>(c));
+  }
+  const Vec scale = set1(0.999f);
+  const Vec offset = set1(0.001f);
   for (int64_t r = 0; r < rounds; ++r) {
 #pragma GCC unroll 12
     for (int c = 0; c < kChains; ++c)
