@@ -1,0 +1,68 @@
+#include "tests/model/fixture.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "flashmha/random.h"
+
+namespace flashmha::test {
+
+std::uint64_t test_seed() {
+  static const std::uint64_t seed = [] {
+    const char* text = std::getenv("FLASHMHA_TEST_SEED");
+    const std::uint64_t value = text ? std::strtoull(text, nullptr, 10) : std::random_device{}();
+    std::printf("seed: FLASHMHA_TEST_SEED=%llu\n", static_cast<unsigned long long>(value));
+    return value;
+  }();
+  return seed;
+}
+
+model::ModelConfig tiny_config(model::AttentionKind kind) {
+  model::ModelConfig config{.vocab_size = 50,
+                            .intermediate_size = 48,
+                            .num_layers = 2,
+                            .initializer_range = 0.2f,  // logits and attention that are not flat
+                            .attention_kind = kind};
+  config.attention.hidden_size = 32;
+  config.attention.num_heads = 4;
+  config.attention.num_kv_heads = 2;
+  config.attention.head_dim = 8;
+  config.attention.rotary = nn::RotaryConfig{};
+  return config;
+}
+
+Tensor random_ids(std::int64_t batch, std::int64_t seqlen, std::int64_t vocab_size,
+                  std::uint64_t seed) {
+  Tensor ids = Tensor::empty({batch, seqlen}, DType::int64);
+  model::fill_integers(ids, seed, vocab_size);
+  return ids;
+}
+
+Tensor left_padding_mask(const std::vector<std::int64_t>& lengths) {
+  const std::int64_t seqlen = *std::ranges::max_element(lengths);
+  Tensor mask = Tensor::zeros({static_cast<std::int64_t>(lengths.size()), seqlen}, DType::int64);
+  for (std::size_t row = 0; row < lengths.size(); ++row) {
+    const TensorView line = mask.view().select(0, static_cast<std::int64_t>(row));
+    fill(line.slice(0, seqlen - lengths[row], seqlen), 1.0);
+  }
+  return mask;
+}
+
+NamedTensors weights_of(model::CausalLM& model) {
+  NamedTensors weights;
+  model.visit(
+      [&](const std::string& name, nn::Parameter& parameter) { weights[name] = parameter.value; });
+  return weights;
+}
+
+NamedTensors gradients_of(model::CausalLM& model) {
+  NamedTensors gradients;
+  model.visit([&](const std::string& name, nn::Parameter& parameter) {
+    gradients[name] = parameter.gradient_sum();
+  });
+  return gradients;
+}
+
+}  // namespace flashmha::test

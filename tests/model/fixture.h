@@ -1,0 +1,30 @@
+// Small models and inputs for the tests of the model room.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "flashmha/model.h"
+
+namespace flashmha::test {
+
+// FLASHMHA_TEST_SEED if set, else fresh. Printed once per program.
+std::uint64_t test_seed();
+
+// Two layers, hidden 32, 4 query heads on 2 key heads of 8, vocabulary 50.
+model::ModelConfig tiny_config(model::AttentionKind kind = model::AttentionKind::flash);
+
+// int64 [batch, seqlen] in [0, vocab_size).
+Tensor random_ids(std::int64_t batch, std::int64_t seqlen, std::int64_t vocab_size,
+                  std::uint64_t seed);
+
+// int64 [lengths.size(), longest]: each row's real tokens on the right.
+Tensor left_padding_mask(const std::vector<std::int64_t>& lengths);
+
+using NamedTensors = std::map<std::string, TensorView>;
+NamedTensors weights_of(model::CausalLM& model);
+NamedTensors gradients_of(model::CausalLM& model);
+
+}  // namespace flashmha::test
