@@ -14,16 +14,12 @@ enum class DType : std::uint8_t { float32, bfloat16, float16, float64, int32, in
 constexpr std::size_t dtype_bytes(DType dtype) {
   switch (dtype) {
     case DType::float64:
-    case DType::int64:
-      return 8;
+    case DType::int64: return 8;
     case DType::float32:
-    case DType::int32:
-      return 4;
+    case DType::int32: return 4;
     case DType::bfloat16:
-    case DType::float16:
-      return 2;
-    case DType::boolean:
-      return 1;
+    case DType::float16: return 2;
+    case DType::boolean: return 1;
   }
   return 0;
 }

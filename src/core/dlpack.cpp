@@ -16,17 +16,13 @@ constexpr std::uint8_t kDLPackBool = 6;
 DLDataType to_dl(DType dtype) {
   const auto bits = static_cast<std::uint8_t>(dtype_bytes(dtype) * 8);
   switch (dtype) {
-    case DType::bfloat16:
-      return {kDLBfloat, bits, 1};
+    case DType::bfloat16: return {kDLBfloat, bits, 1};
     case DType::float32:
     case DType::float16:
-    case DType::float64:
-      return {kDLFloat, bits, 1};
+    case DType::float64: return {kDLFloat, bits, 1};
     case DType::int32:
-    case DType::int64:
-      return {kDLInt, bits, 1};
-    case DType::boolean:
-      return {kDLPackBool, bits, 1};
+    case DType::int64: return {kDLInt, bits, 1};
+    case DType::boolean: return {kDLPackBool, bits, 1};
   }
   return {};
 }

@@ -10,20 +10,13 @@ namespace flashmha {
 template <class Function>
 decltype(auto) visit_dtype(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::float32:
-      return function(float{});
-    case DType::bfloat16:
-      return function(BFloat16{});
-    case DType::float16:
-      return function(Float16{});
-    case DType::float64:
-      return function(double{});
-    case DType::int32:
-      return function(std::int32_t{});
-    case DType::int64:
-      return function(std::int64_t{});
-    case DType::boolean:
-      return function(bool{});
+    case DType::float32: return function(float{});
+    case DType::bfloat16: return function(BFloat16{});
+    case DType::float16: return function(Float16{});
+    case DType::float64: return function(double{});
+    case DType::int32: return function(std::int32_t{});
+    case DType::int64: return function(std::int64_t{});
+    case DType::boolean: return function(bool{});
   }
   fail(ErrorCode::invalid_argument, "[visit_dtype] unknown dtype {}", static_cast<int>(dtype));
 }
@@ -32,16 +25,11 @@ decltype(auto) visit_dtype(DType dtype, Function&& function) {
 template <class Function>
 decltype(auto) visit_floating(DType dtype, Function&& function) {
   switch (dtype) {
-    case DType::float32:
-      return function(float{});
-    case DType::bfloat16:
-      return function(BFloat16{});
-    case DType::float16:
-      return function(Float16{});
-    case DType::float64:
-      return function(double{});
-    default:
-      break;
+    case DType::float32: return function(float{});
+    case DType::bfloat16: return function(BFloat16{});
+    case DType::float16: return function(Float16{});
+    case DType::float64: return function(double{});
+    default: break;
   }
   fail(ErrorCode::invalid_argument, "[visit_floating] {} is not a floating type",
        dtype_name(dtype));
