@@ -139,7 +139,7 @@ struct GradientTile {
   const float* delta;  // [num_rows]: dout . out - dlse
   float* p;            // [num_rows, score_stride]
   float* ds;           // same
-  float* slope;        // same: derivative of the softcap; only read with softcap
+  float* slope;        // same: derivative of the softcap; nullptr to leave it out of ds
   std::int64_t score_stride;
   bool finite;
 };
@@ -156,13 +156,17 @@ struct BackwardKernels {
   // Copies a block of queries, scaled, and of dout.
   void (*load_queries)(GradientTile& tile, Storage storage, const void* q, std::int64_t q_stride,
                        const void* dout, std::int64_t dout_stride, float scale);
-  // p and ds of the pairs of a tile; ds before the softcap's derivative.
-  void (*differentiate)(GradientTile& tile, const GradientKeys& block);
+  // p and ds of the pairs of a tile; ds includes the derivative of the softcap if the tile has
+  // slopes.
+  void (*differentiate)(const GradientTile& tile, const GradientKeys& block);
   // dv += p^T dout, dk += ds^T q.
   void (*add_key_gradients)(const GradientTile& tile, const GradientKeys& block);
   // dq += ds k.
   void (*add_query_gradients)(const GradientTile& tile, const GradientKeys& block, float* dq,
                               std::int64_t dq_stride);
+  // out[i * row_step + j * column_step] += ds; a step is 0 where the bias is broadcast.
+  void (*add_bias_gradient)(const GradientTile& tile, const GradientKeys& block, float* out,
+                            std::int64_t row_step, std::int64_t column_step);
   // out = in * scale, rounded to storage.
   void (*store_rows)(std::int64_t num_rows, std::int64_t num_columns, const float* in,
                      std::int64_t in_stride, float scale, Storage storage, void* out,

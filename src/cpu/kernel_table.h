@@ -20,6 +20,7 @@ struct KernelTable {
   const RowKernels* rows;
   const ForwardKernels* forward;
   const DecodeKernels* decode;
+  const BackwardKernels* backward;
 };
 
 }  // namespace flashmha::cpu

@@ -5,6 +5,7 @@
 
 #include "attention/registry.h"
 #include "core/check.h"
+#include "cpu/backward.h"
 #include "cpu/forward.h"
 
 namespace flashmha {
@@ -34,11 +35,15 @@ void launch_decode(const Problem& problem, const AttentionCall& call,
 }  // namespace
 
 std::span<const KernelEntry> cpu_kernels() {
-  static constexpr std::array<KernelEntry, 2> kEntries = {{
+  static constexpr std::array<KernelEntry, 3> kEntries = {{
       {.name = "cpu_forward",
        .refuse = refuse_all_but<Pass::forward>,
        .workspace_bytes = cpu::forward_workspace_bytes,
        .launch = cpu::launch_forward},
+      {.name = "cpu_backward",
+       .refuse = refuse_all_but<Pass::backward>,
+       .workspace_bytes = cpu::backward_workspace_bytes,
+       .launch = cpu::launch_backward},
       {.name = "cpu_decode",
        .refuse = refuse_all_but<Pass::decode>,
        .workspace_bytes = cpu::forward_workspace_bytes,

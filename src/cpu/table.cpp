@@ -10,6 +10,7 @@ extern const GemmKernels gemm_kernels;
 extern const RowKernels row_kernels;
 extern const ForwardKernels forward_kernels;
 extern const DecodeKernels decode_kernels;
+extern const BackwardKernels backward_kernels;
 
 extern const KernelTable table;
 constexpr KernelTable table = {
@@ -22,6 +23,7 @@ constexpr KernelTable table = {
     .rows = &row_kernels,
     .forward = &forward_kernels,
     .decode = &decode_kernels,
+    .backward = &backward_kernels,
 };
 
 }  // namespace flashmha::cpu::FLASHMHA_ISA
