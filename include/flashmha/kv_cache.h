@@ -19,18 +19,18 @@ namespace flashmha::nn {
 // The keys and values that the queries of a step attend to. Views of the cache (or of the tensors
 // that were appended), valid until the cache is changed.
 struct CachedKeys {
-  TensorView k;             // [batch, capacity, num_heads_kv, head_dim], or with a block table
-  TensorView v;             // [num_pages, page_size, num_heads_kv, head_dim]
-  TensorView block_table;   // int32 [batch, max_pages], or not given
-  std::int64_t seqlen = 0;  // keys, of every row
+  TensorView k = {};            // [batch, capacity, num_heads_kv, head_dim], or with a block table
+  TensorView v = {};            // [num_pages, page_size, num_heads_kv, head_dim]
+  TensorView block_table = {};  // int32 [batch, max_pages], or not given
+  std::int64_t seqlen = 0;      // keys, of every row
   std::int64_t first_slot =
       0;  // slot of the oldest key; key i is in slot (first_slot + i) % capacity
 };
 
 // Contiguous keys and values, oldest first.
 struct OrderedKeys {
-  TensorView k;  // [batch, seqlen, num_heads_kv, head_dim]
-  TensorView v;
+  TensorView k = {};  // [batch, seqlen, num_heads_kv, head_dim]
+  TensorView v = {};
   Tensor k_copy, v_copy;  // what the views point to if a copy was needed (rings, pages)
 };
 OrderedKeys in_order(const CachedKeys& keys);
@@ -138,17 +138,24 @@ class PagedKVCache : public KVCache {
   std::int64_t num_pages_used() const;
 
  private:
+  std::int64_t pages_for(std::int64_t seqlen) const {
+    return (seqlen + page_size_ - 1) / page_size_;
+  }
+  bool last_page_is_shared(const std::vector<std::int32_t>& table) const;
+  std::int64_t pages_needed(std::int64_t seqlen_new) const;
   std::int32_t allocate_page();
   void release_page(std::int32_t page);
-  void grow_pool(std::int64_t num_pages);
-  void prepare_rows(std::int64_t seqlen_new);
+  void reserve_pages(std::int64_t needed, const TensorView& k, const TensorView& v);
+  void extend_rows(std::int64_t seqlen_new);
+  void write(const TensorView& pages, const TensorView& x) const;
   void write_block_table();
 
   std::int64_t page_size_;
   std::int64_t max_pages_;
   Tensor k_pages_;  // [num_pages, page_size, num_heads_kv, head_dim]
   Tensor v_pages_;
-  std::vector<int> references_;                    // of every page; 0 = free
+  std::vector<int> references_;  // of every page
+  std::vector<std::int32_t> free_pages_;
   std::vector<std::vector<std::int32_t>> tables_;  // pages of every row
   Tensor block_table_;
 };

@@ -14,6 +14,7 @@
 #include "flashmha/kv_cache.h"
 #include "flashmha/layers.h"
 #include "flashmha/padding.h"
+#include "flashmha/plain_attention.h"
 #include "flashmha/rotary.h"
 
 namespace flashmha::nn {
@@ -42,14 +43,14 @@ struct AttentionConfig {
 
 // One call of an attention layer.
 struct AttentionInputs {
-  TensorView hidden_states;  // [batch, seqlen, hidden_size]
+  TensorView hidden_states = {};  // [batch, seqlen, hidden_size]
   // [batch, length], non-zero = real token. With a cache, length counts the cached tokens too. Of a
   // mask that is longer than the keys the last columns count; keys beyond a shorter one are
   // ignored.
-  TensorView attention_mask;
+  TensorView attention_mask = {};
   // int32 [batch, seqlen]: rotary positions. Default: the number of real tokens before (by the
   // mask, the packed sequences, and the cache's length).
-  TensorView position_ids;
+  TensorView position_ids = {};
   const PackedSequences* packed = nullptr;  // not together with a mask or a cache
   TensorView
       encoder_states;  // [batch, seqlen_k, hidden_size]: keys and values come from here
@@ -60,7 +61,7 @@ struct AttentionInputs {
   std::uint64_t dropout_seed = 0;
   std::uint64_t dropout_offset = 0;  // different in every step; layers differ by their index
   bool deterministic = false;        // also set by FLASHMHA_DETERMINISTIC=1 in the environment
-  // Materialised probabilities in Saved::probabilities: MultiHeadAttention only; the flash layer,
+  // Materialised probabilities in AttentionSaved::plain: MultiHeadAttention only; the flash layer,
   // which never has them, throws.
   bool return_probabilities = false;
 };
@@ -70,10 +71,10 @@ struct AttentionSaved {
   Tensor q, k, v;       // [batch, seqlen, num_heads, head_dim] as attention saw them
   Tensor q_raw, k_raw;  // before the q/k norm; defined only with it
   RMSNorm::Saved q_norm, k_norm;
-  Tensor positions;                   // int32 [batch, seqlen]; defined only with rotary
+  Tensor positions;     // int32 [batch, seqlen]; defined only with rotary
+  TensorView attended;  // [batch, seqlen, num_heads, head_dim]: lives in one of the next two
   FlashAttentionMixin::Result flash;  // FlashMultiHeadAttention
-  Tensor probabilities;               // MultiHeadAttention: [batch, num_heads, seqlen_q, seqlen_k]
-  Tensor out;                         // MultiHeadAttention: [batch, seqlen, num_heads, head_dim]
+  PlainAttentionResult plain;         // MultiHeadAttention
 };
 
 struct AttentionLayerGradients {
@@ -110,11 +111,11 @@ class MultiHeadAttention {
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 
  protected:
-  // Step four. q [batch, seqlen_q, num_heads, head_dim]. Returns a view of [batch, seqlen_q,
-  // num_heads, head_dim] that lives in `saved`.
+  // Step four: attention of q [batch, seqlen_q, num_heads, head_dim] to the keys. The result has
+  // q's shape and lives in `saved`.
   virtual TensorView attend(const TensorView& q, const CachedKeys& keys,
                             const AttentionInputs& inputs, AttentionSaved& saved) const;
-  // dout as attend's result; dsinks is added to sinks by the caller.
+  // dq, dk, dv and dsinks, given the gradient of attend's result.
   virtual AttentionGradients attend_backward(const TensorView& dout, const AttentionInputs& inputs,
                                              const AttentionSaved& saved) const;
 
@@ -122,7 +123,7 @@ class MultiHeadAttention {
   AttentionOptions attention_options(const AttentionInputs& inputs) const;
 
  private:
-  void check_inputs(const AttentionInputs& inputs) const;
+  void check_inputs(const AttentionInputs& inputs, const AttentionSaved* saved) const;
   void project(const AttentionInputs& inputs, AttentionSaved& saved) const;
   void rotate(const AttentionInputs& inputs, AttentionSaved& saved) const;
 };
@@ -138,26 +139,5 @@ class FlashMultiHeadAttention : public MultiHeadAttention {
   AttentionGradients attend_backward(const TensorView& dout, const AttentionInputs& inputs,
                                      const AttentionSaved& saved) const override;
 };
-
-// ---- attention with materialised scores, as a function
-// -------------------------------------------
-
-struct PlainAttentionResult {
-  Tensor out;            // [batch, seqlen_q, num_heads_q, head_dim_v]
-  Tensor probabilities;  // q's dtype, [batch, num_heads_q, seqlen_q, seqlen_k], before dropout
-};
-
-// flash_attn_func by three well-made steps: batched matrix product, vectorised softmax, batched
-// matrix product. Serves softmax_scale, causal, window, softcap, mask, sinks and dropout; the rest
-// of the options is refused. The baseline of the benchmarks.
-PlainAttentionResult plain_attention(const TensorView& q, const TensorView& k, const TensorView& v,
-                                     const AttentionOptions& options = {}, Stream stream = {});
-
-// Its gradients; options must equal the forward's.
-AttentionGradients plain_attention_backward(const TensorView& dout, const TensorView& q,
-                                            const TensorView& k, const TensorView& v,
-                                            const TensorView& probabilities,
-                                            const AttentionOptions& options = {},
-                                            Stream stream = {});
 
 }  // namespace flashmha::nn

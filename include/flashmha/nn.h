@@ -6,4 +6,5 @@
 #include "flashmha/mha.h"
 #include "flashmha/ops.h"
 #include "flashmha/padding.h"
+#include "flashmha/plain_attention.h"
 #include "flashmha/rotary.h"

@@ -26,8 +26,8 @@ namespace flashmha::ops {
 
 struct MatmulOptions {
   float alpha = 1.0f;
-  float beta = 0.0f;  // 0: c is not read, so it may hold anything, NaN included
-  TensorView bias;    // floating [n], added to every row; or not given
+  float beta = 0.0f;     // 0: c is not read, so it may hold anything, NaN included
+  TensorView bias = {};  // floating [n], added to every row; or not given
 };
 
 // c = alpha * a b + beta * c + bias.
@@ -59,7 +59,7 @@ void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorVi
 void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out,
               Stream stream = {});
 
-// Gradients of silu_mul; dgate may be gate, dup may be up.
+// Gradients of silu_mul; dgate may be gate, dup may be up or dout.
 void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
                        const TensorView& dgate, const TensorView& dup, Stream stream = {});
 
@@ -69,8 +69,8 @@ void add(const TensorView& a, const TensorView& b, const TensorView& out, Stream
 // ---- rotary embedding --------------------------------------------------------------------------
 
 struct RotaryTables {
-  TensorView cos;            // float32 [num_positions, rotary_dim / 2], attention scaling included
-  TensorView sin;            // same
+  TensorView cos = {};       // float32 [num_positions, rotary_dim / 2], attention scaling included
+  TensorView sin = {};       // same
   bool interleaved = false;  // true: pairs (2i, 2i+1); false: pairs (i, i + rotary_dim / 2)
 };
 
@@ -94,8 +94,8 @@ struct SoftmaxOptions {
   std::int64_t window_left = -1;   // row i sees columns [i + shift - left, i + shift + right];
   std::int64_t window_right = -1;  // -1 = unbounded; causal: right = 0
   std::int64_t shift = 0;          // seqlen_k - seqlen_q: the last query sees the last key
-  TensorView mask;   // boolean, broadcastable to the scores, true = may be seen; or not given
-  TensorView sinks;  // floating [num_heads]: a logit more in the denominator; or not given
+  TensorView mask = {};   // boolean, broadcastable to the scores, true = may be seen; or not given
+  TensorView sinks = {};  // floating [num_heads]: a logit more in the denominator; or not given
 };
 
 // probabilities = softmax of the masked scores over the last dimension; 0 where masked, and
@@ -106,9 +106,9 @@ void softmax(const TensorView& scores, const SoftmaxOptions& options,
 
 // What the backward of softmax reads.
 struct SoftmaxSaved {
-  TensorView probabilities;
-  TensorView scores;  // the forward's input; needed with softcap only
-  TensorView lse;     // needed for dsinks only
+  TensorView probabilities = {};
+  TensorView scores = {};  // the forward's input; needed with softcap only
+  TensorView lse = {};     // needed for dsinks only
 };
 
 // dscores = p * (dp - sum(p * dp)), times the derivative of the softcap. dscores may be
@@ -156,9 +156,9 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
                    const TensorView& loss, const TensorView& lse, Stream stream = {});
 
 struct CrossEntropySaved {
-  TensorView targets;
-  TensorView lse;   // float32 [rows]
-  TensorView loss;  // float32 [2]
+  TensorView targets = {};
+  TensorView lse = {};   // float32 [rows]
+  TensorView loss = {};  // float32 [2]
   std::int64_t ignore_index = -100;
 };
 
@@ -181,17 +181,18 @@ struct AdamWOptions {
   std::int64_t step = 1;       // counts from 1
   // > 0: gradients are scaled by min(1, max_gradient_norm / (gradient_norm + 1e-6)).
   float max_gradient_norm = 0.0f;
-  TensorView gradient_norm;  // float32 [1], from gradient_norm(); needed with max_gradient_norm
+  TensorView gradient_norm =
+      {};  // float32 [1], from gradient_norm(); needed with max_gradient_norm
 };
 
 // The state of one parameter; equal shapes, contiguous.
 struct AdamWState {
-  TensorView parameter;  // floating
-  TensorView gradient;   // float32
-  TensorView moment1;    // float32, zeros before the first step
-  TensorView moment2;    // float32, zeros before the first step
-  TensorView master;     // float32 copy that is updated and rounded into a 16-bit parameter; must
-                         // be given for those, must not for float32
+  TensorView parameter = {};  // floating
+  TensorView gradient = {};   // float32
+  TensorView moment1 = {};    // float32, zeros before the first step
+  TensorView moment2 = {};    // float32, zeros before the first step
+  TensorView master = {};  // float32 copy that is updated and rounded into a 16-bit parameter; must
+                           // be given for those, must not for float32
 };
 
 // One step of AdamW (Loshchilov & Hutter 2019, "Decoupled weight decay regularization").

@@ -81,7 +81,6 @@ struct FlashAttentionMixin {
     Tensor q, k, v;  // [total_q, num_heads_q, head_dim], [total_k, num_heads_kv, head_dim(_v)]
     UnpadData queries;
     UnpadData keys;
-    std::int64_t padded_seqlen_k = 0;  // rows per batch of the k that was given
 
     Sequences sequences() const;
   };
@@ -92,6 +91,7 @@ struct FlashAttentionMixin {
     std::optional<Unpadded> unpadded;  // given if padding was removed
     Tensor padded_out;                 // then: out with padding
     Shape out_shape;
+    std::int64_t seqlen_k = 0;  // keys that took part: those that the mask does not cut off
 
     // [batch, seqlen_q, num_heads_q, head_dim_v]; padded rows are exactly 0.
     TensorView out() const;
@@ -101,7 +101,7 @@ struct FlashAttentionMixin {
   using Gradients = AttentionGradients;
 
   struct Options {
-    AttentionOptions attention;
+    AttentionOptions attention = {};
     // Packed batch, not together with a mask. max_seqlen 0: the longest sequence is looked up.
     const PackedSequences* packed = nullptr;
     Queries queries = Queries::from_mask;

@@ -53,8 +53,8 @@ class RotaryEmbedding {
   // Throws invalid_argument for an odd or empty rotary_dim, or factors that make no sense.
   explicit RotaryEmbedding(const RotaryConfig& config, Device device = {});
 
-  // float32 tables of at least num_positions rows; the views stay valid until the next call with
-  // more positions. dynamic_ntk: frequencies are those of the longest sequence asked for so far,
+  // float32 tables of at least num_positions rows, computed in double; the views stay valid until
+  // the next call. dynamic_ntk: frequencies are those of the longest sequence asked for so far,
   // and the original ones again once num_positions <= max_position_embeddings (as in Transformers).
   ops::RotaryTables tables(std::int64_t num_positions);
 
