@@ -15,6 +15,8 @@ install(FILES "${PROJECT_BINARY_DIR}/FlashMHAConfig.cmake"
               "${PROJECT_BINARY_DIR}/FlashMHAConfigVersion.cmake"
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/FlashMHA)
 
+# The way up from the pkg-config file: the package may be moved after installation.
+file(RELATIVE_PATH up "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
 configure_file("${PROJECT_SOURCE_DIR}/cmake/flashmha.pc.in" "${PROJECT_BINARY_DIR}/flashmha.pc"
                @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/flashmha.pc" DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

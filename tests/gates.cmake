@@ -1,0 +1,53 @@
+# Tests of the tree itself: its walls, limits and layout, its headers, its package.
+
+# flashmha_gate(<name> <label> <timeout> <command>...)
+function(flashmha_gate name label timeout)
+  add_test(NAME ${name} COMMAND ${ARGN})
+  set_tests_properties(${name} PROPERTIES LABELS ${label} TIMEOUT ${timeout})
+endfunction()
+
+set(tests ${CMAKE_CURRENT_SOURCE_DIR})
+set(scratch ${PROJECT_BINARY_DIR}/scratch)
+
+flashmha_gate(gate.walls gate 60 ${CMAKE_COMMAND} -D ROOT=${PROJECT_SOURCE_DIR}
+              -P ${tests}/walls.cmake)
+flashmha_gate(gate.walls_find_violations gate 60 ${CMAKE_COMMAND} -D WALLS=${tests}/walls.cmake
+              -D SCRATCH=${scratch}/walls -P ${tests}/walls_selftest.cmake)
+flashmha_gate(gate.limits gate 60 ${CMAKE_COMMAND} -D ROOT=${PROJECT_SOURCE_DIR}
+              -P ${tests}/limits.cmake)
+flashmha_gate(gate.format gate 300 ${PROJECT_SOURCE_DIR}/scripts/format.sh)
+flashmha_gate(gate.tidy gate 900 ${PROJECT_SOURCE_DIR}/scripts/tidy.sh ${PROJECT_BINARY_DIR})
+# Uses every processor by itself: started first, so that the others fill the end.
+cmake_host_system_information(RESULT num_processors QUERY NUMBER_OF_LOGICAL_CORES)
+set_tests_properties(gate.tidy PROPERTIES PROCESSORS ${num_processors} COST 1000)
+
+# Each public header compiles alone, without a warning and without any other library's headers.
+file(GLOB headers CONFIGURE_DEPENDS RELATIVE "${PROJECT_SOURCE_DIR}/include"
+     "${PROJECT_SOURCE_DIR}/include/flashmha/*.h")
+foreach(header IN LISTS headers)
+  get_filename_component(name ${header} NAME_WE)
+  file(CONFIGURE OUTPUT "${scratch}/headers/${name}.cpp"
+       CONTENT "#include <${header}>\n#include <${header}>\n")
+  flashmha_gate(package.header.${name} package 60
+                ${CMAKE_CXX_COMPILER} -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Wshadow
+                -Wconversion -Werror -I${PROJECT_SOURCE_DIR}/include ${scratch}/headers/${name}.cpp)
+endforeach()
+
+file(GLOB snippets CONFIGURE_DEPENDS "${tests}/compile_fail/*.cpp")
+string(COMPARE EQUAL "${CMAKE_CXX_COMPILER_ID}" GNU gnu)
+foreach(snippet IN LISTS snippets)
+  get_filename_component(name ${snippet} NAME_WE)
+  flashmha_gate(compile_fail.${name} package 60 ${CMAKE_COMMAND} -D COMPILER=${CMAKE_CXX_COMPILER}
+                -D GNU=${gnu} -D INCLUDE=${PROJECT_SOURCE_DIR}/include
+                -D SNIPPET=${snippet} -P ${tests}/compile_fail/check.cmake)
+endforeach()
+
+if(FLASHMHA_BUILD_APPS)
+  flashmha_gate(package.consumer package 300 ${CMAKE_COMMAND} -D BUILD=${PROJECT_BINARY_DIR}
+                -D SCRATCH=${scratch}/package -D COMPILER=${CMAKE_CXX_COMPILER}
+                -P ${tests}/package/run.cmake)
+endif()
+if(FLASHMHA_BUILD_APPS AND EXISTS "${PROJECT_SOURCE_DIR}/README.md")
+  flashmha_gate(readme.outputs readme 600 ${PROJECT_SOURCE_DIR}/scripts/check_readme.sh
+                $<TARGET_FILE:flashmha_program> ${PROJECT_SOURCE_DIR}/README.md)
+endif()

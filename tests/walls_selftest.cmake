@@ -1,0 +1,38 @@
+# Plants violations and expects tests/walls.cmake to find each:
+#   cmake -D WALLS=<walls.cmake> -D SCRATCH=<folder> -P tests/walls_selftest.cmake
+cmake_minimum_required(VERSION 3.25)
+
+# expect(<file> <line> <what walls.cmake must say; empty: nothing>)
+function(expect file line message)
+  file(REMOVE_RECURSE "${SCRATCH}")
+  file(WRITE "${SCRATCH}/${file}" "#pragma once\n${line}\n")
+  execute_process(COMMAND ${CMAKE_COMMAND} -D ROOT=${SCRATCH} -P ${WALLS}
+                  RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  file(REMOVE_RECURSE "${SCRATCH}")
+  string(REGEX REPLACE "[ \n]+" " " output "${output}")
+  if(message STREQUAL "" AND NOT result EQUAL 0)
+    message(FATAL_ERROR "'${line}' in ${file} is allowed, but: ${output}")
+  elseif(NOT message STREQUAL "" AND result EQUAL 0)
+    message(FATAL_ERROR "'${line}' in ${file} was not found")
+  elseif(NOT message STREQUAL "" AND NOT output MATCHES "${message}")
+    message(FATAL_ERROR "'${line}' in ${file}: expected '${message}'; got: ${output}")
+  endif()
+endfunction()
+
+expect(src/core/x.cpp "#include \"flashmha/attention.h\"" "core must not include")
+expect(src/attention/x.cpp "#include \"flashmha/nn.h\"" "attention must not include")
+expect(src/nn/x.cpp "#include \"cpu/isa.h\"" "no seam lets nn -> cpu/isa.h")
+expect(src/nn/x.cpp "  #  include \"flashmha/model.h\"" "nn must not include")
+expect(src/reference/x.cpp "#include \"cpu/simd.h\"" "no seam lets reference -> cpu/simd.h")
+expect(src/cpu/x.cpp "#include \"attention/checks.h\"" "no seam lets cpu -> attention/checks.h")
+expect(src/kitchen/x.cpp "#include \"core/check.h\"" "'kitchen' is no room")
+expect(src/cpu/x.cpp "#include \"flashmha/unheard_of.h\"" "belongs to no room")
+expect(include/flashmha/unheard_of.h "#include <span>" "belongs to no room")
+expect(include/flashmha/tensor.h "#include <fmt/format.h>" "more than the standard library")
+expect(include/flashmha/tensor.h "#include \"flashmha/plan.h\"" "core must not include")
+expect(include/flashmha/attention.h "#include \"core/check.h\"" "no seam lets")
+
+expect(src/cpu/x.cpp "#include \"attention/mask.h\"" "")
+expect(src/nn/x.cpp "#include \"core/check.h\"" "")
+expect(apps/x.cpp "#include \"flashmha/flashmha.h\"" "")
+expect(include/flashmha/tensor.h "#include <span>" "")
