@@ -188,10 +188,12 @@ TEST_P(Attention, equals_pytorch) {
   }
 }
 
+std::string instance_name(const testing::TestParamInfo<std::size_t>& instance) {
+  return descriptions()[instance.param].at("name");
+}
+
 INSTANTIATE_TEST_SUITE_P(truth, Attention, testing::Range(std::size_t{0}, descriptions().size()),
-                         [](const testing::TestParamInfo<std::size_t>& parameter) {
-                           return descriptions()[parameter.param].at("name").get<std::string>();
-                         });
+                         instance_name);
 
 }  // namespace
 }  // namespace flashmha::truth
