@@ -4,8 +4,8 @@
 
 namespace flashmha::cpu {
 
-// Measurements of the machine that kernel speeds are given as shares of. The kernels only do the
-// work, on the calling thread; the caller takes the time (probe_machine in machine_probe.h).
+// The machine's own rates, which speeds are given as shares of. These only do the work, on the
+// calling thread; the caller takes the time.
 struct ProbeKernels {
   // `rounds` times one FMA into each of a set of independent accumulators, in registers alone.
   // Returns the number of floating-point operations done. Starts from *sink and leaves a result
