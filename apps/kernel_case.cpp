@@ -101,7 +101,7 @@ void KernelCase::run_plain(int threads) {
   }
   if (!plain_forward_.out.defined())
     plain_forward_ = nn::plain_attention(q_, k_, v_, call_.options);
-  nn::plain_attention_backward(dout_, q_, k_, v_, plain_forward_.probabilities, call_.options);
+  nn::plain_attention_backward(dout_, q_, k_, v_, plain_forward_, call_.options);
 }
 
 std::size_t KernelCase::flash_extra_bytes() const {

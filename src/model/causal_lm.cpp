@@ -118,7 +118,7 @@ Tensor CausalLM::forward(const ModelInputs& inputs, Saved* saved) const {
   const std::int64_t hidden_size = config_.attention.hidden_size;
 
   Tensor x = Tensor::empty({batch, seqlen, hidden_size}, config_.dtype, config_.device);
-  ops::embedding(embed_tokens_.value, inputs.input_ids, x);
+  ops::embedding(embed_tokens_.value, clone(inputs.input_ids), x);
   if (saved) {
     saved->layers.clear();
     saved->layers.resize(layers_.size());
@@ -159,7 +159,7 @@ void CausalLM::backward(const TensorView& dlogits, const ModelInputs& inputs, Sa
   for (std::size_t layer = layers_.size(); layer-- > 0; saved.layers.pop_back()) {
     dx = layers_[layer].backward(dx, attention_inputs(inputs, layer), saved.layers[layer]);
   }
-  ops::embedding_backward(dx, inputs.input_ids, embed_tokens_.gradient_sum());
+  ops::embedding_backward(dx, clone(inputs.input_ids), embed_tokens_.gradient_sum());
 }
 
 void CausalLM::visit(const nn::ParameterVisitor& visitor) {
