@@ -128,7 +128,7 @@ class PassRunner {
       const TensorView& expected = exact.*member;
       if (!expected.defined()) return;
       check(entry, name, call.*member, expected, plain.*member, 3,
-            relative * max_abs(expected) + 1e-6);
+            relative * max_abs(expected) + cancellation(expected) + 1e-6);
     };
     gradient("dq", &AttentionCall::dq);
     gradient("dk", &AttentionCall::dk);
@@ -138,6 +138,16 @@ class PassRunner {
   }
 
  private:
+  // An output of few elements is a sum over many rows whose terms may cancel, and the error of the
+  // plain implementation is then a matter of luck: allow the rounding of terms of usual size.
+  double cancellation(const TensorView& expected) const {
+    constexpr std::int64_t kFew = 64;
+    if (expected.numel() >= kFew || expected.numel() == 0) return 0;
+    const Problem::Sizes& sizes = truth_.problem.sizes;
+    const std::int64_t rows = sizes.total_q * sizes.num_heads_q / expected.numel() + 1;
+    return half_ulp(spec_.dtype) * std::sqrt(static_cast<double>(rows * sizes.head_dim_v));
+  }
+
   const Case& spec_;
   const Truth& truth_;
   PassReport& report_;
@@ -223,9 +233,11 @@ CaseReport run_case(const Case& spec, std::uint64_t seed, const Selection& selec
       });
   if (!has_backward(spec)) return report;
 
+  // The backward of a kernel receives what a forward of the same call gave, as users have it.
   const auto backward_call = [&](Instance& fresh) {
-    copy(forward.exact.call.out, fresh.call.out);
-    copy(forward.exact.call.lse, fresh.call.lse);
+    const KernelEntry& entry =
+        selection.kernel == specification().name ? specification() : *make_plan(fresh.call).kernel;
+    launch(entry, make_problem(fresh.call), fresh.call);
     return fresh.backward_call(fresh.call.out, fresh.call.lse);
   };
   Instance fresh(spec, seed);
