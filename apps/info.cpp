@@ -87,8 +87,12 @@ Json report_json() {
           {"problems", offers_json()}};
 }
 
-std::string mebibytes(const Json& bytes) {
-  return fmt::format("{:.5g} MiB", bytes.get<double>() / (1 << 20));
+std::string size_text(const Json& bytes) {
+  const double kibibytes = bytes.get<double>() / 1024;
+  if (kibibytes == 0) return "unknown";
+  if (kibibytes < 1024) return fmt::format("{:.0f} KiB", kibibytes);
+  if (kibibytes < 1024 * 1024) return fmt::format("{:.0f} MiB", kibibytes / 1024);
+  return fmt::format("{:.1f} GiB", kibibytes / (1024 * 1024));
 }
 
 void print_report(const Json& report) {
@@ -104,16 +108,18 @@ void print_report(const Json& report) {
   line("threads", fmt::format("{} of {} logical CPUs", report["threads"].get<int>(),
                               report["num_logical_cpus"].get<int>()));
   line("caches",
-       fmt::format("L1d {}, L2 {}, L3 {}", mebibytes(report["l1d_cache_bytes"]),
-                   mebibytes(report["l2_cache_bytes"]), mebibytes(report["l3_cache_bytes"])));
-  line("memory", fmt::format("{}, {} available", mebibytes(report["memory_bytes"]),
-                             mebibytes(report["available_memory_bytes"])));
+       fmt::format("L1d {}, L2 {}, L3 {}", size_text(report["l1d_cache_bytes"]),
+                   size_text(report["l2_cache_bytes"]), size_text(report["l3_cache_bytes"])));
+  line("memory", fmt::format("{}, {} available", size_text(report["memory_bytes"]),
+                             size_text(report["available_memory_bytes"])));
   fmt::print("\nWho serves what (the first that does not refuse is taken):\n\n");
   Table table({"problem", "kernel", "answer"}, Table::Align::left);
   for (const Json& problem : report["problems"]) {
+    auto name = problem["name"].get<std::string>();  // in the first row of its group only
     for (const Json& offer : problem["offers"]) {
       const auto refusal = offer["refusal"].get<std::string>();
-      table.add_row({problem["name"], offer["kernel"], refusal.empty() ? "serves" : refusal});
+      table.add_row({name, offer["kernel"], refusal.empty() ? "serves" : refusal});
+      name.clear();
     }
   }
   table.print();
