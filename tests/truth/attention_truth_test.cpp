@@ -85,16 +85,18 @@ struct Tolerance {
   double backward;
 };
 constexpr Tolerance kTolerances[] = {
-    {DType::float64, 1e-13, 1e-13, 1e-12},
+    {DType::float64, 2e-14, 2e-14, 1e-13},
     {DType::float32, 1e-6, 1e-6, 3e-6},
-    {DType::bfloat16, 1e-2, 1e-2, 3e-2},
-    {DType::float16, 2e-3, 2e-3, 6e-3},
+    {DType::bfloat16, 8e-3, 1e-6, 3e-2},
+    {DType::float16, 1e-3, 1e-6, 8e-3},
 };
 
 void expect_forward(const Case& problem, const AttentionResult& result,
                     const Tolerance& tolerance) {
   problem.expect("out", result.out, tolerance.forward);
-  problem.expect("lse", result.lse, tolerance.lse);
+  // lse is float32 in every dtype; rotated queries and keys are rounded to the dtype first.
+  const bool rotated = problem["cos"].defined();
+  problem.expect("lse", result.lse, rotated ? tolerance.forward : tolerance.lse);
 }
 
 // Elements of the score matrix that share one element of the bias: their rounding errors add up,
