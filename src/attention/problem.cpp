@@ -67,8 +67,10 @@ Problem::Sizes sizes_of(const AttentionCall& call, const Problem& problem) {
   sizes.seqlen_q = call.q.size(1);
   const TensorView& table = call.cache.block_table;
   sizes.seqlen_k = paged && table.rank() == 2 ? table.size(1) * k.size(1) : k.size(1);
-  sizes.total_q = sizes.batch * sizes.seqlen_q;
-  sizes.total_k = sizes.batch * sizes.seqlen_k;
+  const bool overflow = __builtin_mul_overflow(sizes.batch, sizes.seqlen_q, &sizes.total_q) ||
+                        __builtin_mul_overflow(sizes.batch, sizes.seqlen_k, &sizes.total_k);
+  Rules(call.name).require(!overflow, "batch times seqlen must be below 2^63; got q {}, k {}",
+                           to_string(call.q.shape), to_string(k.shape));
   return sizes;
 }
 

@@ -3,10 +3,10 @@
 // The vector layer, as the kernels see it. One of simd_portable.h, simd_avx2.h, simd_avx512.h and
 // one of bf16_soft.h, bf16_avx512.h come first and give the types
 //   Vec (kLanes floats), IVec (kLanes int32), HalfVec (kLanes 16-bit patterns)
-// and what needs an instruction of its own: set1, load, store, min, max, nearest_int, the
+// and what needs an instruction of its own: set1, load, store, fma, min, max, nearest_int, the
 // conversions, transpose. The rest is here. The operators + - * / & | << >> < == ?: are the
-// compiler's; a * b + c contracts to one FMA where the tier has one, so `fma` is spelt only for
-// clarity.
+// compiler's, and lanes of IVec wrap around (-fwrapv). It also contracts a * b + c to one FMA, but
+// only where its optimiser sees the two together: sums whose bits are promised spell out `fma`.
 //
 // All of it lives in flashmha::cpu::<tier>, once for each tier. No function of std:: may be called
 // in here: the linker is free to keep the AVX-512 copy of a shared inline function for everyone.
@@ -17,9 +17,6 @@
 
 namespace flashmha::cpu::FLASHMHA_ISA {
 
-inline Vec fma(Vec a, Vec b, Vec c) {
-  return a * b + c;
-}
 inline Vec abs(Vec v) {
   return (Vec)((IVec)v & 0x7fffffff);
 }

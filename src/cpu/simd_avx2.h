@@ -108,6 +108,11 @@ inline HalfVec to_fp16(Vec v) {
   return (HalfVec)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 }
 
+// a * b + c with one rounding.
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+
 // Both return the second operand when one of the two is a NaN.
 inline Vec min(Vec a, Vec b) {
   return (Vec)_mm256_min_ps((__m256)a, (__m256)b);

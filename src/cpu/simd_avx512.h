@@ -71,6 +71,11 @@ inline HalfVec to_fp16(Vec v) {
   return (HalfVec)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 }
 
+// a * b + c with one rounding.
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+
 // Both return the second operand when one of the two is a NaN.
 inline Vec min(Vec a, Vec b) {
   return (Vec)_mm512_min_ps((__m512)a, (__m512)b);

@@ -35,6 +35,11 @@ inline void store_lanes(T* p, V v, int n) {
     p[i] = lanes[i];
 }
 
+// a * b + c: rounded twice on plain x86-64, once where the compiler knows an FMA (aarch64).
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
+
 inline Vec set1(float x) {
   return Vec{x, x, x, x};
 }
