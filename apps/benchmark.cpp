@@ -3,8 +3,11 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <map>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "table.h"
 
@@ -72,6 +75,7 @@ Json report_json(const BenchmarkFlags& flags, const Comparisons& results) {
                  {"intermediate", flags.intermediate},
                  {"vocab", flags.vocab},
                  {"new_tokens", flags.new_tokens},
+                 {"level", flags.level},
                  {"repetitions", flags.repetitions},
                  {"seed", flags.seed},
                  {"threads", num_threads()}};
@@ -91,12 +95,31 @@ Json report_json(const BenchmarkFlags& flags, const Comparisons& results) {
   return report;
 }
 
+struct Level {
+  const char* name;
+  int num_steps;
+  Comparisons (*run)(const BenchmarkFlags& flags, Progress& progress);
+};
+
+constexpr std::array kLevels = {Level{"function", kFunctionSteps, benchmark_function},
+                                Level{"layer", kLayerSteps, benchmark_layer},
+                                Level{"model", kModelSteps, benchmark_model}};
+
 void run(const BenchmarkFlags& flags) {
-  Progress progress("benchmark", kFunctionSteps + kLayerSteps + kModelSteps);
-  Comparisons results = benchmark_function(flags, progress);
-  for (const auto level : {benchmark_layer, benchmark_model}) {
-    for (Comparison& row : level(flags, progress))
-      results.push_back(std::move(row));
+  std::vector<Level> levels;
+  int num_steps = 0;
+  for (const Level& level : kLevels) {
+    if (flags.level != "all" && flags.level != level.name) continue;
+    levels.push_back(level);
+    num_steps += level.num_steps;
+  }
+  Comparisons results;
+  {
+    Progress progress("benchmark", num_steps);
+    for (const Level& level : levels) {
+      for (Comparison& row : level.run(flags, progress))
+        results.push_back(std::move(row));
+    }
   }
   print_results(flags, results);
   write_json(flags.common, report_json(flags, results));

@@ -27,6 +27,7 @@ struct BenchmarkFlags {
   std::int64_t intermediate = 0;
   std::int64_t vocab = 0;
   std::int64_t new_tokens = 32;
+  std::string level = "all";
   int repetitions = 7;
   std::uint64_t seed = 1;
 };

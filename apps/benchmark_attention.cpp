@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "benchmark.h"
+#include "flashmha/error.h"
 #include "kernel_grid.h"
 #include "table.h"
 
@@ -98,6 +99,16 @@ void print_csv(const Json& rows) {
   }
 }
 
+// `benchmark --seq-length 8 attention` would otherwise silently ignore the flag.
+void refuse_flags_before(const CLI::App& benchmark) {
+  for (const CLI::Option* option : benchmark.get_options()) {
+    if (option->count() == 0) continue;
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("[benchmark attention] {} must come after the word attention",
+                            option->get_name()));
+  }
+}
+
 void run(const GridFlags& flags) {
   const std::vector<KernelShape> grid = grid_of(flags);
   Json rows = Json::array();
@@ -162,7 +173,8 @@ void add_benchmark_attention(CLI::App& benchmark, ExitCode& exit_code) {
       ->check(CLI::Range(1, 1000))
       ->type_name("N")
       ->capture_default_str();
-  command->callback([flags, pass, &exit_code] {
+  command->callback([flags, pass, &benchmark, &exit_code] {
+    refuse_flags_before(benchmark);
     prepare(flags->common);
     flags->passes = kPasses.at(*pass);
     run(*flags);

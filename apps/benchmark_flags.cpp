@@ -48,6 +48,10 @@ void add_benchmark_flags(CLI::App& command, BenchmarkFlags& flags) {
   add_size("--intermediate", flags.intermediate, "Size of the MLP's inner state");
   add_size("--vocab", flags.vocab, "Tokens in the vocabulary");
   add_size("--new-tokens", flags.new_tokens, "Tokens to generate");
+  command.add_option("--level", flags.level, "function, layer, model or all")
+      ->check(CLI::IsMember({"function", "layer", "model", "all"}))
+      ->type_name("NAME")
+      ->capture_default_str();
   command.add_option("--repetitions", flags.repetitions, "Runs of each measurement, at least")
       ->check(CLI::Range(1, 1000))
       ->type_name("N")

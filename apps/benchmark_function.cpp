@@ -62,8 +62,7 @@ Comparisons benchmark_function(const BenchmarkFlags& flags, Progress& progress) 
   nn::PlainAttentionResult plain;
   const Pass plain_pass{
       .forward = [&] { plain = nn::plain_attention(q, k, v, options); },
-      .backward =
-          [&] { nn::plain_attention_backward(dout, q, k, v, plain, options); },
+      .backward = [&] { nn::plain_attention_backward(dout, q, k, v, plain, options); },
       .release = [&] { plain = {}; }};
   AttentionResult flash;
   const Pass flash_pass{.forward = [&] { flash = flash_attn_func(q, k, v, options); },

@@ -78,11 +78,10 @@ KernelCase::Prepared& KernelCase::prepared(int threads) {
     if (candidate.threads == threads) return candidate;
   }
   set_num_threads(threads);
-  Plan plan = make_plan(call_);
+  const Plan plan = make_plan(call_);
   const auto bytes = static_cast<std::int64_t>(plan.workspace_bytes);
-  prepared_.push_back({.threads = threads,
-                       .plan = std::move(plan),
-                       .workspace = Tensor::empty({bytes}, DType::boolean)});
+  prepared_.push_back(
+      {.threads = threads, .plan = plan, .workspace = Tensor::empty({bytes}, DType::boolean)});
   return prepared_.back();
 }
 
