@@ -68,19 +68,26 @@ void expect_equal_runs(const LayerRun& actual, const LayerRun& expected, double 
   }
 }
 
-void expect_twice_rule(const TensorView& actual, const TensorView& yardstick,
-                       const TensorView& exact, const std::string& what) {
-  const Values a = values_of(actual), y = values_of(yardstick), e = values_of(exact);
+void AccuracyRule::add(const std::string& what, const TensorView& actual, const TensorView& plain,
+                       const TensorView& exact) {
+  const Values a = values_of(actual), p = values_of(plain), e = values_of(exact);
   ASSERT_EQ(a.size(), e.size()) << what;
-  double error = 0.0, allowed = 0.0, largest = 0.0;
+  Errors& errors = errors_[what];
+  const double half_unit = plain.dtype == DType::bfloat16 ? 0x1p-9 : 0x1p-12;
   for (std::size_t i = 0; i < e.size(); ++i) {
     ASSERT_TRUE(std::isfinite(a[i]) && std::isfinite(e[i])) << what << " element " << i;
-    error = std::max(error, std::abs(a[i] - e[i]));
-    allowed = std::max(allowed, std::abs(y[i] - e[i]));
-    largest = std::max(largest, std::abs(e[i]));
+    errors.actual = std::max(errors.actual, std::abs(a[i] - e[i]));
+    errors.plain = std::max(errors.plain, std::abs(p[i] - e[i]));
+    errors.half_unit = std::max(errors.half_unit, half_unit * std::abs(e[i]));
   }
-  const double half_unit = largest * (actual.dtype == DType::bfloat16 ? 0x1p-9 : 0x1p-12);
-  EXPECT_LE(error, 2.0 * allowed + half_unit) << what << ": plain is off by " << allowed;
+}
+
+void AccuracyRule::expect(double times_of_outputs, double times_of_gradients) const {
+  for (const auto& [what, errors] : errors_) {
+    const double times = what == "out" ? times_of_outputs : times_of_gradients;
+    EXPECT_LE(errors.actual, times * errors.plain + errors.half_unit)
+        << what << ": plain is off by " << errors.plain;
+  }
 }
 
 std::vector<std::int64_t> real_columns(const TensorView& mask, std::int64_t b) {
