@@ -46,8 +46,6 @@ if(FLASHMHA_BUILD_APPS)
   flashmha_gate(package.consumer package 300 ${CMAKE_COMMAND} -D BUILD=${PROJECT_BINARY_DIR}
                 -D SCRATCH=${scratch}/package -D COMPILER=${CMAKE_CXX_COMPILER}
                 -P ${tests}/package/run.cmake)
-endif()
-if(FLASHMHA_BUILD_APPS AND EXISTS "${PROJECT_SOURCE_DIR}/README.md")
   flashmha_gate(readme.outputs readme 600 ${PROJECT_SOURCE_DIR}/scripts/check_readme.sh
                 $<TARGET_FILE:flashmha_program> ${PROJECT_SOURCE_DIR}/README.md)
 endif()
