@@ -10,6 +10,7 @@ namespace flashmha::cpu {
 
 constexpr int kMaxKeyBlock = 256;
 constexpr int kMaxGroupRows = 24;
+constexpr int kMaxHeadsAtOnce = 64;
 
 enum class Storage : std::uint8_t { float32, bfloat16, float16 };
 
@@ -80,6 +81,8 @@ struct KeyRows {
   const void* const* keys;
   const void* const* values;
   Storage storage;
+  std::int64_t key_head_bytes = 0;  // from the row of a head to that of the next
+  std::int64_t value_head_bytes = 0;
 };
 
 // forward_kernels.cpp
@@ -103,8 +106,9 @@ struct ForwardKernels {
 
 // decode_kernels.cpp
 struct DecodeKernels {
-  // Lets the few queries of the tile attend to keys in place.
-  void (*attend_rows)(const QueryTile& tile, const KeyRows& rows);
+  // Lets the few queries of num_heads <= kMaxHeadsAtOnce consecutive key heads attend to keys in
+  // place; one tile a key head, rows of the first head given.
+  void (*attend_rows)(const QueryTile* tiles, std::int64_t num_heads, const KeyRows& rows);
 };
 
 // One block of keys with its gradients, for backward. Panels and row-major blocks of floats.

@@ -17,7 +17,10 @@ template <class T, int Rows>
 void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t head_dim,
                 float* scores, int64_t score_stride) {
   constexpr int kKeys = kLanes / Rows;
-  Vec acc[kLanes] = {};
+  Vec acc[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    acc[i] = Vec{};
   int64_t d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) {
 #pragma GCC unroll 16
@@ -47,20 +50,34 @@ void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t 
   }
 }
 
-template <class T, int Rows>
-void score_rows(const QueryTile& tile, int64_t first, const T* const* keys, int64_t count) {
-  constexpr int kKeys = kLanes / Rows;
-  const float* q = tile.q + first * tile.q_stride;
-  float* scores = tile.scores + first * tile.score_stride;
-  for (int64_t j = 0; j < count; j += kKeys) {
-    if (j + kKeys <= count) {
-      score_tile<T, Rows>(q, tile.q_stride, keys + j, tile.head_dim, scores + j, tile.score_stride);
-    } else {  // the last few keys, with the last one standing in for those beyond
-      const T* some[kKeys];
-      for (int i = 0; i < kKeys; ++i)
-        some[i] = keys[smaller(j + i, count - 1)];
-      score_tile<T, Rows>(q, tile.q_stride, some, tile.head_dim, scores + j, tile.score_stride);
+// The rows of keys [j, j + kLanes) of one head. The last real key stands in for those beyond.
+template <class T>
+struct SomeRows {
+  const T* of[kLanes];
+
+  SomeRows(const void* const* rows, int64_t head_bytes, int64_t head, int64_t j, int64_t count) {
+    for (int i = 0; i < kLanes; ++i) {
+      const auto* row = static_cast<const char*>(rows[smaller(j + i, count - 1)]);
+      of[i] = reinterpret_cast<const T*>(row + head * head_bytes);
     }
+  }
+};
+
+// S = Q K^T of one head against kLanes keys.
+template <class T>
+void score_some(const QueryTile& tile, const SomeRows<T>& keys, int64_t j) {
+  constexpr int kRows = 2;
+  constexpr int kKeys = kLanes / kRows;
+  int64_t r = 0;
+  for (; r + kRows <= tile.num_rows; r += kRows) {
+    for (int i = 0; i < kLanes; i += kKeys) {
+      score_tile<T, kRows>(tile.q + r * tile.q_stride, tile.q_stride, keys.of + i, tile.head_dim,
+                           tile.scores + r * tile.score_stride + j + i, tile.score_stride);
+    }
+  }
+  if (r < tile.num_rows) {
+    score_tile<T, 1>(tile.q + r * tile.q_stride, tile.q_stride, keys.of, tile.head_dim,
+                     tile.scores + r * tile.score_stride + j, tile.score_stride);
   }
 }
 
@@ -140,39 +157,83 @@ bool all_finite(const T* const* rows, int64_t count, int64_t num_columns) {
   return sum(zero) == 0.0f;
 }
 
+// out += P V of one head for keys [j, j + count).
 template <class T>
-void attend_typed(const QueryTile& tile, const T* const* keys, const T* const* values,
-                  int64_t first_key, int64_t count) {
-  constexpr int kRows = 2;
-  const int64_t pairs = tile.num_rows / kRows * kRows;
-  for (int64_t r = 0; r < pairs; r += kRows)
-    score_rows<T, kRows>(tile, r, keys, count);
-  if (pairs < tile.num_rows) score_rows<T, 1>(tile, pairs, keys, count);
-
-  const Reach reach = reach_of(tile.visible, tile.num_rows);
-  const bool edge = reach.all.begin > first_key || reach.all.end < first_key + count;
-  const ScoreTile scores = {
-      tile.scores, tile.score_stride, tile.num_rows, round_up(count, kLanes), first_key,
-      count,       tile.visible};
-  const bool hidden = weigh(tile, 0, scores, edge);
-  const bool partly = edge || (tile.options && tile.options->mask.data);
-  if (hidden && partly && !all_finite(values, count, tile.head_dim_v)) {
-    mark_hidden(tile, 0, scores);
-    return add_visible_values(tile, values, count);
-  }
+void add_some(const QueryTile& tile, const SomeRows<T>& values, int64_t j, int64_t count) {
+  QueryTile part = tile;
+  part.scores += j;
   int64_t r = 0;
   for (; r + 4 <= tile.num_rows; r += 4)
-    add_values<T, 4>(tile, r, values, count);
+    add_values<T, 4>(part, r, values.of, count);
   for (; r + 2 <= tile.num_rows; r += 2)
-    add_values<T, 2>(tile, r, values, count);
-  if (r < tile.num_rows) add_values<T, 1>(tile, r, values, count);
+    add_values<T, 2>(part, r, values.of, count);
+  if (r < tile.num_rows) add_values<T, 1>(part, r, values.of, count);
 }
 
-void attend_rows(const QueryTile& tile, const KeyRows& rows) {
-  visit_storage(rows.storage, [&]<class T>(const T*) {
-    attend_typed(tile, reinterpret_cast<const T* const*>(rows.keys),
-                 reinterpret_cast<const T* const*>(rows.values), rows.first, rows.count);
-  });
+// Scores to weights; then, if hidden pairs meet something infinite or NaN, the whole of P V.
+// Returns whether P V is still to be done.
+template <class T>
+bool weigh_head(const QueryTile& tile, const KeyRows& rows, int64_t head) {
+  const Reach reach = reach_of(tile.visible, tile.num_rows);
+  const bool edge = reach.all.begin > rows.first || reach.all.end < rows.first + rows.count;
+  const ScoreTile scores = {
+      tile.scores, tile.score_stride, tile.num_rows, round_up(rows.count, kLanes),
+      rows.first,  rows.count,        tile.visible};
+  weigh(tile, 0, scores, edge);
+  if (!edge && !(tile.options && tile.options->mask.data)) return true;
+  bool finite = true;
+  for (int64_t j = 0; j < rows.count; j += kLanes) {
+    const SomeRows<T> values(rows.values, rows.value_head_bytes, head, j, rows.count);
+    finite &= all_finite(values.of, kLanes, tile.head_dim_v);
+  }
+  if (finite) return true;
+  mark_hidden(tile, 0, scores);
+  for (int64_t j = 0; j < rows.count; j += kLanes) {
+    QueryTile part = tile;
+    part.scores += j;
+    const SomeRows<T> values(rows.values, rows.value_head_bytes, head, j, rows.count);
+    add_visible_values(part, values.of, smaller(kLanes, rows.count - j));
+  }
+  return false;
+}
+
+// Asks for the rows [j, j + kLanes) of all heads before they are needed, in the order of their
+// addresses. The processor does this by itself for rows of many heads, which are longer than what
+// is worked on at a time; it does not where a few short rows are read side by side.
+void prefetch_rows(const void* const* rows, int64_t j, int64_t count, int64_t row_bytes) {
+  constexpr int64_t kLongRow = 1024;
+  if (row_bytes > kLongRow) return;
+  for (int64_t i = j; i < smaller(j + kLanes, count); ++i) {
+    for (int64_t b = 0; b < row_bytes; b += 64)
+      __builtin_prefetch(static_cast<const char*>(rows[i]) + b);
+  }
+}
+
+// kLanes keys at a time for all heads, so that memory is read in the order of its addresses where
+// the rows of the heads are neighbours.
+template <class T>
+void attend_typed(const QueryTile* tiles, int64_t num_heads, const KeyRows& rows) {
+  const int64_t key_bytes = rows.key_head_bytes * num_heads;
+  for (int64_t j = 0; j < rows.count; j += kLanes) {
+    prefetch_rows(rows.keys, j + 2 * kLanes, rows.count, key_bytes);
+    for (int64_t h = 0; h < num_heads; ++h)
+      score_some(tiles[h], SomeRows<T>(rows.keys, rows.key_head_bytes, h, j, rows.count), j);
+  }
+  bool pending[kMaxHeadsAtOnce];
+  for (int64_t h = 0; h < num_heads; ++h)
+    pending[h] = weigh_head<T>(tiles[h], rows, h);
+  for (int64_t j = 0; j < rows.count; j += kLanes) {
+    prefetch_rows(rows.values, j + 2 * kLanes, rows.count, rows.value_head_bytes * num_heads);
+    for (int64_t h = 0; h < num_heads; ++h) {
+      if (!pending[h]) continue;
+      add_some(tiles[h], SomeRows<T>(rows.values, rows.value_head_bytes, h, j, rows.count), j,
+               smaller(kLanes, rows.count - j));
+    }
+  }
+}
+
+void attend_rows(const QueryTile* tiles, int64_t num_heads, const KeyRows& rows) {
+  visit_storage(rows.storage, [&]<class T>(const T*) { attend_typed<T>(tiles, num_heads, rows); });
 }
 
 }  // namespace

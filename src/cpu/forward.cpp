@@ -256,21 +256,24 @@ ForwardGeometry::ForwardGeometry(const Problem& problem) {
 ForwardScratch::ForwardScratch(Arena& arena, const Problem& problem) : tile{} {
   const ForwardGeometry geometry(problem);
   const std::int64_t keys_at_once = std::max(geometry.block_n, kStreamBlock);
+  // A streaming task keeps the queries of all heads.
+  const std::int64_t num_rows = std::max(kBlockM, most_rows(problem) * problem.sizes.num_heads_kv);
   tile.head_dim = problem.sizes.head_dim;
   tile.head_dim_v = problem.sizes.head_dim_v;
   tile.q_stride = geometry.q_stride;
   tile.out_stride = geometry.out_stride;
   tile.score_stride = geometry.score_stride;
-  tile.q = arena.take<float>(kBlockM * geometry.q_stride);
+  tile.q = arena.take<float>(num_rows * geometry.q_stride);
   tile.out = arena.take<float>(kBlockM * geometry.out_stride);
   tile.top = arena.take<float>(kBlockM);
   tile.sum = arena.take<float>(kBlockM);
-  tile.scores = arena.take<float>(kMaxGroupRows * geometry.score_stride);
+  tile.scores = arena.take<float>(num_rows * geometry.score_stride);
   visible = arena.take<Span>(kBlockM);
-  options = arena.take<ScoreOptions>(kBlockM);
-  dropouts = arena.take<DropoutRows>(kBlockM);
+  options = arena.take<ScoreOptions>(num_rows);
+  dropouts = arena.take<DropoutRows>(num_rows);
   keys = arena.take<const void*>(keys_at_once);
   values = arena.take<const void*>(keys_at_once);
+  tiles = arena.take<QueryTile>(problem.sizes.num_heads_kv);
   tile.visible = visible;
   tile.options = has_score_options(problem) ? options : nullptr;
 }

@@ -39,6 +39,7 @@ struct ForwardScratch {
   DropoutRows* dropouts;
   const void** keys;
   const void** values;
+  QueryTile* tiles;  // streaming: one for each key head
 
   ForwardScratch(Arena& arena, const Problem& problem);
 };
@@ -61,7 +62,8 @@ std::size_t forward_workspace_bytes(const Problem& problem);
 void launch_forward(const Problem& problem, const AttentionCall& call,
                     std::span<std::byte> workspace, Stream stream);
 
-// decode.cpp: the sequences that stream.
+// decode.cpp: the sequences that stream. most_rows: query rows of one of them for each key head.
+std::int64_t most_rows(const Problem& problem);
 std::size_t stream_shared_bytes(const Problem& problem);
 void attend_streaming(const Problem& problem, const AttentionCall& call, const Slices& slices,
                       std::span<std::byte> shared);
