@@ -37,8 +37,8 @@ double half_ulp(DType dtype) {
   switch (dtype) {
     case DType::bfloat16: return 0x1p-8;
     case DType::float16: return 0x1p-11;
-    case DType::float32: return 0x1p-22;  // sums of products in another order: a few units
-    default: return 0x1p-50;
+    case DType::float32: return 0x1p-24;
+    default: return 0x1p-53;
   }
 }
 
@@ -48,17 +48,15 @@ struct Truth {
   Twin exact;
   Twin plain;
   Problem problem;
+  Terms terms;
 
   // `forward`: the truth of the forward, whose unrounded out and lse a backward receives.
   Truth(const AttentionCall& call, DType dtype, const Truth* forward)
       : exact(with_forward(call, forward)),
         plain(run_specification(exact.call)),
         problem(make_problem(exact.call)) {
-    if (problem.pass == Pass::backward) {
-      plain_backward(problem, plain.call, dtype);
-    } else {
-      plain_forward(problem, plain.call, dtype);
-    }
+    terms = problem.pass == Pass::backward ? plain_backward(problem, plain.call, dtype)
+                                           : plain_forward(problem, plain.call, dtype);
   }
 
  private:
@@ -96,16 +94,23 @@ class PassRunner {
     }
   }
 
+  // What float arithmetic costs a probability, relative to it, and a sum over the sequence.
+  double float_epsilon() const {
+    const auto root = [](std::int64_t count) { return std::sqrt(static_cast<double>(count)); };
+    const double sum = root(std::max(spec_.seqlen_q, spec_.seqlen_k)) / 2;
+    const double logit = truth_.terms.logit * (1 + root(spec_.head_dim) / 2);
+    return 0x1p-23 * (1 + static_cast<double>(spec_.softcap) + logit + sum);
+  }
+
   void check_forward(const KernelEntry& entry, const AttentionCall& call) {
     const AttentionCall& exact = truth_.exact.call;
     const AttentionCall& plain = truth_.plain.call;
-    const double ulp = half_ulp(spec_.dtype);
-    check(entry, "out", call.out, exact.out, plain.out, 2, ulp * max_abs(exact.out));
+    check(entry, "out", call.out, exact.out, plain.out, 2,
+          half_ulp(spec_.dtype) * max_abs(exact.out) + float_epsilon() * truth_.terms.out);
     // lse is float32 whatever the dtype; only rounded rotated rows may cost more.
-    const double lse_floor = spec_.dtype == DType::float64 ? 1e-13 : 4e-6;
-    check(entry, "lse", call.lse, exact.lse, plain.lse,
-          spec_.rotary_dim > 0 || spec_.dtype == DType::float32 ? 2 : 0,
-          lse_floor * (1 + max_abs(exact.lse)));
+    const bool rotated = spec_.rotary_dim > 0 || spec_.dtype == DType::float32;
+    check(entry, "lse", call.lse, exact.lse, plain.lse, rotated ? 2 : 0,
+          2 * (float_epsilon() + 0x1p-23 * max_abs(exact.lse)));
     check_cache(entry, call);
   }
 
@@ -122,32 +127,25 @@ class PassRunner {
   void check_backward(const KernelEntry& entry, const AttentionCall& call) {
     const AttentionCall& exact = truth_.exact.call;
     const AttentionCall& plain = truth_.plain.call;
-    // lse arrives in float32: a relative error of every probability.
-    const double relative = 2 * half_ulp(spec_.dtype) + 0x1p-22 * max_abs(exact.lse);
-    const auto gradient = [&](const char* name, TensorView AttentionCall::*member) {
+    const Terms& terms = truth_.terms;
+    const double ulp = half_ulp(spec_.dtype);
+    // lse arrives in float32 and out in the dtype: relative errors of the terms.
+    const double epsilon = float_epsilon() + 0x1p-23 * max_abs(exact.lse) + ulp;
+    const auto gradient = [&](const char* name, TensorView AttentionCall::*member, double term) {
       const TensorView& expected = exact.*member;
       if (!expected.defined()) return;
+      constexpr double kSmallestHalf = 0x1p-24;  // float16 has nothing smaller
       check(entry, name, call.*member, expected, plain.*member, 3,
-            relative * max_abs(expected) + cancellation(expected) + 1e-6);
+            ulp * max_abs(expected) + epsilon * term + kSmallestHalf);
     };
-    gradient("dq", &AttentionCall::dq);
-    gradient("dk", &AttentionCall::dk);
-    gradient("dv", &AttentionCall::dv);
-    gradient("dbias", &AttentionCall::dbias);
-    gradient("dsinks", &AttentionCall::dsinks);
+    gradient("dq", &AttentionCall::dq, terms.dq);
+    gradient("dk", &AttentionCall::dk, terms.dk);
+    gradient("dv", &AttentionCall::dv, terms.dv);
+    gradient("dbias", &AttentionCall::dbias, terms.dbias);
+    gradient("dsinks", &AttentionCall::dsinks, terms.dsinks);
   }
 
  private:
-  // An output of few elements is a sum over many rows whose terms may cancel, and the error of the
-  // plain implementation is then a matter of luck: allow the rounding of terms of usual size.
-  double cancellation(const TensorView& expected) const {
-    constexpr std::int64_t kFew = 64;
-    if (expected.numel() >= kFew || expected.numel() == 0) return 0;
-    const Problem::Sizes& sizes = truth_.problem.sizes;
-    const std::int64_t rows = sizes.total_q * sizes.num_heads_q / expected.numel() + 1;
-    return half_ulp(spec_.dtype) * std::sqrt(static_cast<double>(rows * sizes.head_dim_v));
-  }
-
   const Case& spec_;
   const Truth& truth_;
   PassReport& report_;

@@ -31,9 +31,17 @@ struct Selection {
   bool takes(const KernelEntry& entry) const;
 };
 
-// Kernels are launched directly, so that none can stand in for another. The rule: the largest error
-// against the float64 specification is at most `m` times the error of a plain implementation in the
-// same dtype plus half a unit in the last place of the largest value (m = 2, gradients 3).
+// Kernels are launched directly, so that none can stand in for another. An error against the
+// float64 specification may be as large as
+//
+//   m * (largest error of the plain implementation in the same dtype)       m = 2, gradients 3
+//   + half a unit in the last place of the largest result                   it is rounded to its
+//   dtype
+//   + eps * (size of the terms that it is the sum of)                       see Terms
+//
+// where eps is what float arithmetic costs: 2^-23 (1 + softcap + largest logit * sqrt(head_dim) / 2
+// + sqrt(seqlen) / 2), because the errors of a sum of n terms grow like a random walk. The last two
+// lines matter where the plain implementation happens to be exact, or terms cancel.
 CaseReport run_case(const Case& spec, std::uint64_t seed, const Selection& selection = {});
 
 }  // namespace flashmha::tests
