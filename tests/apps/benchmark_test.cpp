@@ -133,7 +133,7 @@ TEST_F(A11, benchmark_attention_prints_csv) {
 
 TEST_F(A11, benchmark_names_what_is_wrong_with_its_flags) {
   const std::pair<std::string, std::string> cases[] = {
-      {"benchmark --heads 6 --kv-heads 4", "num_kv_heads"},
+      {"benchmark --heads 6 --kv-heads 4", "num_heads_kv (4)"},
       {"benchmark --batch-size 0", "--batch-size"},
       {"benchmark --level deep", "--level"},
       {"benchmark attention --pass sideways", "--pass"},
