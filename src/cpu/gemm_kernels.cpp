@@ -95,7 +95,7 @@ static void few_rows_of(const float* left, const SourceBlock& b, ScratchBlock c,
 }
 
 // Groups of kLanes columns that are summed side by side, so that one's chain of FMAs covers the
-// other's latency.
+// other's latency. More groups compute faster but read from memory slower: too many rows at once.
 constexpr int kGroups = 2;
 
 // kGroups * kLanes columns of c, of which `columns` exist. Each block of b is transposed in
@@ -112,14 +112,19 @@ static void few_columns_tile(int64_t depth, const float* left, const T* b, int64
     }
   }
   constexpr int kDepth = kBlockDepth<T>;
+  // A whole cache line of every row at a time: rows often lie a multiple of 4 KiB apart, so that
+  // their lines share one set of the first-level cache and do not stay for a second visit.
+  constexpr int64_t kLine = 64 / sizeof(T);
   int64_t k = 0;
-  for (; k + kDepth <= depth && columns == kGroups * kLanes; k += kDepth) {
+  for (; k + kLine <= depth && columns == kGroups * kLanes; k += kLine) {
     for (int g = 0; g < kGroups; ++g) {
-      Vec block[kDepth];
-      transposed_block(b + g * kLanes * b_stride + k, b_stride, kDepth, kLanes, block);
-      for (int d = 0; d < kDepth; ++d) {
-        for (int i = 0; i < Rows; ++i) {
-          acc[g][i] = fma(set1(left[i * depth + k + d]), block[d], acc[g][i]);
+      for (int64_t part = k; part < k + kLine; part += kDepth) {
+        Vec block[kDepth];
+        transposed_block(b + g * kLanes * b_stride + part, b_stride, kDepth, kLanes, block);
+        for (int d = 0; d < kDepth; ++d) {
+          for (int i = 0; i < Rows; ++i) {
+            acc[g][i] = fma(set1(left[i * depth + part + d]), block[d], acc[g][i]);
+          }
         }
       }
     }
