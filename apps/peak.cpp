@@ -1,6 +1,7 @@
 #include "peak.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 
 #include "core/parallel.h"
@@ -12,12 +13,12 @@ namespace {
 constexpr std::int64_t kReadBlock = 1 << 14;  // floats of one task: 64 KiB
 
 // The probes write here, so that no compiler can leave them out.
-volatile float sink_of_probes = 0.0f;
+std::atomic<float> sink_of_probes = 0.0f;
 
 std::int64_t fma_once(std::int64_t rounds) {
   float sink = 0.0f;
   const std::int64_t flops = cpu::kernels().probe->fma(rounds, &sink);
-  sink_of_probes = sink;
+  sink_of_probes.store(sink, std::memory_order_relaxed);
   return flops;
 }
 
@@ -54,7 +55,7 @@ void ReadProbe::run() const {
   parallel_for(memory_.size(0), threads_, [&](std::int64_t block, int) {
     float sink = 0.0f;
     cpu::kernels().probe->read(memory_.as<float>() + block * kReadBlock, kReadBlock, &sink);
-    sink_of_probes = sink;
+    sink_of_probes.store(sink, std::memory_order_relaxed);
   });
 }
 
