@@ -54,8 +54,9 @@ class RotaryEmbedding {
   explicit RotaryEmbedding(const RotaryConfig& config, Device device = {});
 
   // float32 tables of at least num_positions rows, computed in double; the views stay valid until
-  // the next call. dynamic_ntk: frequencies are those of the longest sequence asked for so far,
-  // and the original ones again once num_positions <= max_position_embeddings (as in Transformers).
+  // the next call, so layers that share one belong to one thread at a time. dynamic_ntk:
+  // frequencies are those of the longest sequence asked for so far, and the original ones again
+  // once num_positions < max_position_embeddings (as in Transformers).
   ops::RotaryTables tables(std::int64_t num_positions);
 
   const RotaryConfig& config() const { return config_; }

@@ -132,7 +132,7 @@ RotaryEmbedding::RotaryEmbedding(const RotaryConfig& config, Device device)
 ops::RotaryTables RotaryEmbedding::tables(std::int64_t num_positions) {
   const std::int64_t trained = config_.max_position_embeddings;
   std::int64_t frequency_seqlen = trained;
-  if (config_.scaling == RotaryScaling::dynamic_ntk && num_positions > trained) {
+  if (config_.scaling == RotaryScaling::dynamic_ntk && num_positions >= trained) {
     frequency_seqlen = std::max(frequency_seqlen_, num_positions);
   }
   const std::int64_t rows = cos_.defined() ? cos_.size(0) : 0;
