@@ -33,7 +33,7 @@ std::string number(const Json& row, const std::string& key, const char* format) 
   return row.contains(key) ? fmt::format(fmt::runtime(format), row[key].get<double>()) : "-";
 }
 
-void print_table(const Json& rows, bool plain) {
+void print_table(const Json& rows, const GridFlags& flags) {
   const int threads = num_threads();
   std::vector<std::string> header = {"pass", "dtype",    "head_dim", "sequence",
                                      "mask", "1 thread", "of peak"};
@@ -42,7 +42,7 @@ void print_table(const Json& rows, bool plain) {
     header.emplace_back("of peak");
     header.emplace_back("scaling");
   }
-  if (plain) {
+  if (flags.plain) {
     for (const char* column : {"flash ms", "plain ms", "plain / flash", "flash MiB", "plain MiB"}) {
       header.emplace_back(column);
     }
@@ -61,7 +61,7 @@ void print_table(const Json& rows, bool plain) {
       cells.push_back(number(row, "threads_peak_share", "{:.2f}"));
       cells.push_back(number(row, "scaling_ratio", "{:.2f}x"));
     }
-    if (plain) {
+    if (flags.plain) {
       cells.push_back(number(row, "flash_ms", "{:.2f}"));
       cells.push_back(number(row, "plain_ms", "{:.2f}"));
       cells.push_back(number(row, "plain_over_flash_ratio", "{:.2f}x"));
@@ -75,9 +75,9 @@ void print_table(const Json& rows, bool plain) {
   fmt::print(
       "\nHow to read it: forward counts 4 B H S S D operations and backward 10, half of them when\n"
       "causal; their peak is the float32 FMA rate of as many threads. Decode counts the bytes of\n"
-      "keys and values (256 MiB of them, so that caches do not help); its peak is the rate of "
-      "reading\n"
-      "memory. Kernel and peak are measured in turn; figures are medians.\n");
+      "keys and values ({} MiB, so that the processor's caches do not help); its peak is the rate\n"
+      "of reading memory. Kernel and peak are measured in turn; figures are medians.\n",
+      flags.cache_mib);
 }
 
 // One line a row; the columns are all keys in the order in which they first come.
@@ -120,10 +120,11 @@ void run(const GridFlags& flags) {
       rows.push_back(measure_kernel(shape, flags));
     }
   }
-  flags.csv ? print_csv(rows) : print_table(rows, flags.plain);
+  flags.csv ? print_csv(rows) : print_table(rows, flags);
   write_json(flags.common, {{"threads", num_threads()},
                             {"repetitions", flags.repetitions},
                             {"plain", flags.plain},
+                            {"cache_mib", flags.cache_mib},
                             {"cases", rows}});
 }
 
@@ -167,6 +168,7 @@ void add_benchmark_attention(CLI::App& benchmark, ExitCode& exit_code) {
   add_size("--batch-size", flags->batch_size, "Sequences in a batch (decode: at least)");
   add_size("--heads", flags->heads, "Query heads");
   add_size("--kv-heads", flags->kv_heads, "Key and value heads; 0: as many as --heads");
+  add_size("--cache-mib", flags->cache_mib, "MiB of keys and values of a decoding step, at least");
   command->add_flag("--plain", flags->plain, "Time attention with materialised scores, too");
   command->add_flag("--csv", flags->csv, "Print comma-separated values instead of a table");
   command->add_option("--repetitions", flags->repetitions, "Runs of each measurement, at least")

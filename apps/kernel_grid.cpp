@@ -10,7 +10,9 @@
 namespace flashmha::app {
 namespace {
 
-constexpr double kDecodeBytes = 256 << 20;
+double cache_bytes(const GridFlags& flags) {
+  return static_cast<double>(flags.cache_mib) * (1 << 20);
+}
 
 // The limit that a pass runs into, on a number of threads.
 struct Probe {
@@ -18,9 +20,9 @@ struct Probe {
   double work = 0.0;  // operations or bytes of a run
 };
 
-Probe probe_of(Pass pass, int threads) {
+Probe probe_of(Pass pass, int threads, const GridFlags& flags) {
   if (pass == Pass::decode) {
-    auto probe = std::make_shared<ReadProbe>(threads, static_cast<std::size_t>(kDecodeBytes));
+    auto probe = std::make_shared<ReadProbe>(threads, static_cast<std::size_t>(cache_bytes(flags)));
     return {.run = [probe] { probe->run(); }, .work = probe->bytes()};
   }
   auto probe = std::make_shared<FmaProbe>(threads);
@@ -73,7 +75,7 @@ std::vector<KernelShape> grid_of(const GridFlags& flags) {
                       .head_dim = head_dim};
     if (pass == Pass::decode) {
       shape.batch_size = static_cast<std::int64_t>(
-          std::ceil(kDecodeBytes / shape.kv_bytes() * static_cast<double>(flags.batch_size)));
+          std::ceil(cache_bytes(flags) / shape.kv_bytes() * static_cast<double>(flags.batch_size)));
       grid.push_back(shape);
       return;
     }
@@ -96,8 +98,8 @@ std::vector<KernelShape> grid_of(const GridFlags& flags) {
 Json measure_kernel(const KernelShape& shape, const GridFlags& flags) {
   const int threads = num_threads();
   KernelCase kernel(shape);
-  const Probe probe_one = probe_of(shape.pass, 1);
-  const Probe probe_all = probe_of(shape.pass, threads);
+  const Probe probe_one = probe_of(shape.pass, 1, flags);
+  const Probe probe_all = probe_of(shape.pass, threads, flags);
   std::vector<std::function<void()>> candidates = {probe_one.run, [&] { kernel.run_flash(1); }};
   if (threads > 1) {
     candidates.push_back(probe_all.run);

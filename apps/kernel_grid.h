@@ -18,7 +18,8 @@ struct GridFlags {
   std::vector<bool> causal = {false, true};
   std::int64_t batch_size = 1;
   std::int64_t heads = 8;
-  std::int64_t kv_heads = 0;  // 0: heads
+  std::int64_t kv_heads = 0;     // 0: heads
+  std::int64_t cache_mib = 256;  // keys and values of a decoding step, at least
   bool plain = false;
   bool csv = false;
   int repetitions = 5;
