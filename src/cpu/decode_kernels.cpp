@@ -10,12 +10,31 @@
 namespace flashmha::cpu::FLASHMHA_ISA {
 namespace {
 
+// The rows of keys j, j + step, j + 2 step, ... of one head, step = count / kLanes: the block is
+// read as kLanes streams, each in the order of its addresses, which the processor's prefetching
+// follows. Neighbouring rows side by side, two or more in a page, it takes for disorder: half the
+// bandwidth.
+template <class T>
+struct SomeRows {
+  const T* of[kLanes];
+  int64_t count;  // real ones; the last key stands in for those beyond
+
+  SomeRows(const void* const* rows, int64_t head_bytes, int64_t head, int64_t j, int64_t num_keys) {
+    const int64_t step = blocks_of(num_keys, kLanes);
+    for (int i = 0; i < kLanes; ++i) {
+      const auto* row = static_cast<const char*>(rows[smaller(j + i * step, num_keys - 1)]);
+      of[i] = reinterpret_cast<const T*>(row + head * head_bytes);
+    }
+    count = blocks_of(num_keys - j, step);
+  }
+};
+
 // Register tile of S = Q K^T in place: Rows queries x Keys keys, one accumulator a pair, lanes
 // along head_dim. The accumulators are as many as a vector has lanes, so one transposition sums
 // them all.
 template <class T, int Rows>
 void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t head_dim,
-                float* scores, int64_t score_stride) {
+                float* scores, int64_t score_stride, int64_t step) {
   constexpr int kKeys = kLanes / Rows;
   Vec acc[kLanes];
 #pragma GCC unroll 16
@@ -46,45 +65,37 @@ void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t 
   store(lanes, total);
   for (int r = 0; r < Rows; ++r) {
     for (int j = 0; j < kKeys; ++j)
-      scores[r * score_stride + j] = lanes[r * kKeys + j];
+      scores[r * score_stride + j * step] = lanes[r * kKeys + j];
   }
 }
 
-// The rows of keys [j, j + kLanes) of one head. The last real key stands in for those beyond.
-template <class T>
-struct SomeRows {
-  const T* of[kLanes];
-
-  SomeRows(const void* const* rows, int64_t head_bytes, int64_t head, int64_t j, int64_t count) {
-    for (int i = 0; i < kLanes; ++i) {
-      const auto* row = static_cast<const char*>(rows[smaller(j + i, count - 1)]);
-      of[i] = reinterpret_cast<const T*>(row + head * head_bytes);
-    }
+// S = Q K^T of Rows queries against kLanes keys; their scores lie `step` apart.
+template <class T, int Rows>
+void score_rows(const QueryTile& tile, int64_t r, const SomeRows<T>& keys, int64_t j,
+                int64_t step) {
+  constexpr int kKeys = kLanes / Rows;
+  float* scores = tile.scores + r * tile.score_stride + j;
+  for (int i = 0; i < kLanes; i += kKeys) {
+    score_tile<T, Rows>(tile.q + r * tile.q_stride, tile.q_stride, keys.of + i, tile.head_dim,
+                        scores + i * step, tile.score_stride, step);
   }
-};
+}
 
-// S = Q K^T of one head against kLanes keys.
 template <class T>
-void score_some(const QueryTile& tile, const SomeRows<T>& keys, int64_t j) {
-  constexpr int kRows = 2;
-  constexpr int kKeys = kLanes / kRows;
+void score_some(const QueryTile& tile, const SomeRows<T>& keys, int64_t j, int64_t step) {
   int64_t r = 0;
-  for (; r + kRows <= tile.num_rows; r += kRows) {
-    for (int i = 0; i < kLanes; i += kKeys) {
-      score_tile<T, kRows>(tile.q + r * tile.q_stride, tile.q_stride, keys.of + i, tile.head_dim,
-                           tile.scores + r * tile.score_stride + j + i, tile.score_stride);
-    }
-  }
-  if (r < tile.num_rows) {
-    score_tile<T, 1>(tile.q + r * tile.q_stride, tile.q_stride, keys.of, tile.head_dim,
-                     tile.scores + r * tile.score_stride + j, tile.score_stride);
-  }
+  for (; r + 4 <= tile.num_rows; r += 4)
+    score_rows<T, 4>(tile, r, keys, j, step);
+  for (; r + 2 <= tile.num_rows; r += 2)
+    score_rows<T, 2>(tile, r, keys, j, step);
+  if (r < tile.num_rows) score_rows<T, 1>(tile, r, keys, j, step);
 }
 
 // out += P V for Rows queries and Vectors vectors of columns, in registers over all keys.
 template <class T, int Rows, int Vectors>
-void add_values_tile(const float* weights, int64_t weight_stride, const T* const* values,
-                     int64_t count, int64_t column, int last, float* out, int64_t out_stride) {
+void add_values_tile(const float* weights, int64_t weight_stride, int64_t step,
+                     const T* const* values, int64_t count, int64_t column, int last, float* out,
+                     int64_t out_stride) {
   Vec acc[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
@@ -102,7 +113,7 @@ void add_values_tile(const float* weights, int64_t weight_stride, const T* const
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Vec weight = set1(weights[r * weight_stride + k]);
+      const Vec weight = set1(weights[r * weight_stride + k * step]);
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v)
         acc[r][v] = fma(weight, value[v], acc[r][v]);
@@ -117,31 +128,32 @@ void add_values_tile(const float* weights, int64_t weight_stride, const T* const
 }
 
 template <class T, int Rows>
-void add_values(const QueryTile& tile, int64_t first, const T* const* values, int64_t count) {
+void add_values(const QueryTile& tile, int64_t first, const SomeRows<T>& values, int64_t j,
+                int64_t step) {
   constexpr int kWide = Rows == 1 ? 8 : 4 / Rows * 2;
-  const float* weights = tile.scores + first * tile.score_stride;
+  const float* weights = tile.scores + first * tile.score_stride + j;
   float* out = tile.out + first * tile.out_stride;
   int64_t column = 0;
   for (; column + kWide * kLanes <= tile.head_dim_v; column += kWide * kLanes) {
-    add_values_tile<T, Rows, kWide>(weights, tile.score_stride, values, count, column, kLanes, out,
-                                    tile.out_stride);
+    add_values_tile<T, Rows, kWide>(weights, tile.score_stride, step, values.of, values.count,
+                                    column, kLanes, out, tile.out_stride);
   }
   for (; column < tile.head_dim_v; column += kLanes) {
     const int last = static_cast<int>(smaller(kLanes, tile.head_dim_v - column));
-    add_values_tile<T, Rows, 1>(weights, tile.score_stride, values, count, column, last, out,
-                                tile.out_stride);
+    add_values_tile<T, Rows, 1>(weights, tile.score_stride, step, values.of, values.count, column,
+                                last, out, tile.out_stride);
   }
 }
 
 // The slow, exact form for rows with hidden pairs: a hidden pair's weight is marked -0.
 template <class T>
-void add_visible_values(const QueryTile& tile, const T* const* values, int64_t count) {
+void add_visible_values(const QueryTile& tile, const SomeRows<T>& values, int64_t j, int64_t step) {
   for (int64_t r = 0; r < tile.num_rows; ++r) {
-    for (int64_t k = 0; k < count; ++k) {
-      const float weight = tile.scores[r * tile.score_stride + k];
+    for (int64_t k = 0; k < values.count; ++k) {
+      const float weight = tile.scores[r * tile.score_stride + j + k * step];
       if (weight == 0.0f && __builtin_signbit(weight)) continue;
       for (int64_t d = 0; d < tile.head_dim_v; ++d)
-        tile.out[r * tile.out_stride + d] += weight * load_one(values[k] + d);
+        tile.out[r * tile.out_stride + d] += weight * load_one(values.of[k] + d);
     }
   }
 }
@@ -157,17 +169,15 @@ bool all_finite(const T* const* rows, int64_t count, int64_t num_columns) {
   return sum(zero) == 0.0f;
 }
 
-// out += P V of one head for keys [j, j + count).
+// out += P V of one head for some keys.
 template <class T>
-void add_some(const QueryTile& tile, const SomeRows<T>& values, int64_t j, int64_t count) {
-  QueryTile part = tile;
-  part.scores += j;
+void add_some(const QueryTile& tile, const SomeRows<T>& values, int64_t j, int64_t step) {
   int64_t r = 0;
   for (; r + 4 <= tile.num_rows; r += 4)
-    add_values<T, 4>(part, r, values.of, count);
+    add_values<T, 4>(tile, r, values, j, step);
   for (; r + 2 <= tile.num_rows; r += 2)
-    add_values<T, 2>(part, r, values.of, count);
-  if (r < tile.num_rows) add_values<T, 1>(part, r, values.of, count);
+    add_values<T, 2>(tile, r, values, j, step);
+  if (r < tile.num_rows) add_values<T, 1>(tile, r, values, j, step);
 }
 
 // Scores to weights; then, if hidden pairs meet something infinite or NaN, the whole of P V.
@@ -181,53 +191,38 @@ bool weigh_head(const QueryTile& tile, const KeyRows& rows, int64_t head) {
       rows.first,  rows.count,        tile.visible};
   weigh(tile, 0, scores, edge);
   if (!edge && !(tile.options && tile.options->mask.data)) return true;
+  const int64_t step = blocks_of(rows.count, kLanes);
   bool finite = true;
-  for (int64_t j = 0; j < rows.count; j += kLanes) {
+  for (int64_t j = 0; j < step; ++j) {
     const SomeRows<T> values(rows.values, rows.value_head_bytes, head, j, rows.count);
     finite &= all_finite(values.of, kLanes, tile.head_dim_v);
   }
   if (finite) return true;
   mark_hidden(tile, 0, scores);
-  for (int64_t j = 0; j < rows.count; j += kLanes) {
-    QueryTile part = tile;
-    part.scores += j;
+  for (int64_t j = 0; j < step; ++j) {
     const SomeRows<T> values(rows.values, rows.value_head_bytes, head, j, rows.count);
-    add_visible_values(part, values.of, smaller(kLanes, rows.count - j));
+    add_visible_values(tile, values, j, step);
   }
   return false;
 }
 
-// Asks for the rows [j, j + kLanes) of all heads before they are needed, in the order of their
-// addresses. The processor does this by itself for rows of many heads, which are longer than what
-// is worked on at a time; it does not where a few short rows are read side by side.
-void prefetch_rows(const void* const* rows, int64_t j, int64_t count, int64_t row_bytes) {
-  constexpr int64_t kLongRow = 1024;
-  if (row_bytes > kLongRow) return;
-  for (int64_t i = j; i < smaller(j + kLanes, count); ++i) {
-    for (int64_t b = 0; b < row_bytes; b += 64)
-      __builtin_prefetch(static_cast<const char*>(rows[i]) + b);
-  }
-}
-
-// kLanes keys at a time for all heads, so that memory is read in the order of its addresses where
-// the rows of the heads are neighbours.
+// kLanes keys at a time for all heads: where the rows of the heads are neighbours, memory is read
+// in the order of its addresses.
 template <class T>
 void attend_typed(const QueryTile* tiles, int64_t num_heads, const KeyRows& rows) {
-  const int64_t key_bytes = rows.key_head_bytes * num_heads;
-  for (int64_t j = 0; j < rows.count; j += kLanes) {
-    prefetch_rows(rows.keys, j + 2 * kLanes, rows.count, key_bytes);
+  const int64_t step = blocks_of(rows.count, kLanes);
+  for (int64_t j = 0; j < step; ++j) {
     for (int64_t h = 0; h < num_heads; ++h)
-      score_some(tiles[h], SomeRows<T>(rows.keys, rows.key_head_bytes, h, j, rows.count), j);
+      score_some(tiles[h], SomeRows<T>(rows.keys, rows.key_head_bytes, h, j, rows.count), j, step);
   }
   bool pending[kMaxHeadsAtOnce];
   for (int64_t h = 0; h < num_heads; ++h)
     pending[h] = weigh_head<T>(tiles[h], rows, h);
-  for (int64_t j = 0; j < rows.count; j += kLanes) {
-    prefetch_rows(rows.values, j + 2 * kLanes, rows.count, rows.value_head_bytes * num_heads);
+  for (int64_t j = 0; j < step; ++j) {
     for (int64_t h = 0; h < num_heads; ++h) {
       if (!pending[h]) continue;
       add_some(tiles[h], SomeRows<T>(rows.values, rows.value_head_bytes, h, j, rows.count), j,
-               smaller(kLanes, rows.count - j));
+               step);
     }
   }
 }
