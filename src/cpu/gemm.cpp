@@ -22,6 +22,10 @@ namespace {
 constexpr int64_t kMaxRows = 384;
 constexpr int64_t kMaxColumns = 512;
 constexpr int64_t kMaxDepth = 256;
+// Up to this depth the sums stay in C itself, if it can hold them. Deeper ones come back to it more
+// often, and are kept in scratch without gaps.
+constexpr int64_t kMaxDepthInPlace = 512;
+constexpr int64_t kPageFloats = 1024;
 // Smaller tiles than this spend more on packing than a better balance of the threads gives.
 constexpr int64_t kMinRows = 96;
 constexpr int64_t kMinColumns = 128;
@@ -138,14 +142,17 @@ SourceBlock transposed(const SourceBlock& block) {
   return {block.data, block.column_stride, block.row_stride, block.num_columns, block.num_rows};
 }
 
-// A block of A as float, times alpha: in place where it is that already.
+// A block of A as float, times alpha: in place where it is that already. Not in place if its lines
+// of memory run across the depth at a page's distance or more: they would push each other out of
+// one set of the first-level cache.
 LeftBlock pack_left(const Product& product, const SourceBlock& from) {
   const GemmProblem& p = product.problem;
   const GemmKernels& gemm = *product.table.gemm;
   const int storage = storage_of(p.a.dtype);
   const bool by_columns = from.row_stride == 1 && from.column_stride != 1;
   const SourceBlock rows = by_columns ? transposed(from) : from;
-  if (rows.column_stride == 1 && storage == 0 && p.alpha == 1.0f) {
+  const bool colliding = by_columns && rows.row_stride >= kPageFloats;
+  if (rows.column_stride == 1 && storage == 0 && p.alpha == 1.0f && !colliding) {
     return {static_cast<const float*>(rows.data), rows.row_stride, by_columns};
   }
   const ScratchBlock to = {left_scratch.floats(rows.num_rows * rows.num_columns), rows.num_columns};
@@ -210,7 +217,7 @@ void run_tile(const Product& product, std::array<int64_t, 2> from, std::array<in
   char* c = product.c + (from[0] * p.c.row_stride + from[1] * p.c.column_stride) * bytes;
   // C itself takes the sums when it can hold them; then beta = 1 starts the chains from C.
   const bool in_place = p.c.dtype == DType::float32 && p.c.column_stride == 1 && !product.bias &&
-                        (p.beta == 0.0f || p.beta == 1.0f) && p.k > 0;
+                        (p.beta == 0.0f || p.beta == 1.0f) && p.k > 0 && p.k <= kMaxDepthInPlace;
   const bool accumulate = in_place && p.beta == 1.0f;
   const ScratchBlock out = in_place ? ScratchBlock{reinterpret_cast<float*>(c), p.c.row_stride}
                                     : ScratchBlock{product_scratch.floats(rows * columns), columns};
