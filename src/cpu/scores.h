@@ -161,13 +161,4 @@ inline void multiply_visible(ProductSize size, LeftView a, const float* b, int64
   }
 }
 
-inline bool is_finite(const float* data, int64_t count) {
-  Vec zero = {};
-  for (int64_t i = 0; i + kLanes <= count; i += kLanes)
-    zero += load(data + i) * 0.0f;
-  for (int64_t i = count / kLanes * kLanes; i < count; ++i)
-    zero[0] += data[i] * 0.0f;
-  return sum(zero) == 0.0f;
-}
-
 }  // namespace flashmha::cpu::FLASHMHA_ISA
