@@ -103,6 +103,13 @@ TEST(B2, rows_that_see_nothing) {
   }
 }
 
+TEST(C1, forward_and_backward_in_three_types_with_dropout_and_lse) {
+  Case c = medium();
+  c.dropout = 0.2f;
+  c.dlse = true;
+  expect_served(c);
+}
+
 TEST(B2, softcap_with_dropout) {
   Case c = medium();
   c.softcap = 15.0f;
