@@ -26,9 +26,9 @@ std::size_t checked_bytes(const Shape& shape, DType dtype) {
 
 int checked_dim(const TensorView& view, int dim, const char* function) {
   const int rank = view.rank();
-  check(dim >= -rank && dim < rank, "[{}] dimension {} is outside of rank {}; got {}", function,
-        dim, rank, to_string(view));
-  return dim < 0 ? dim + rank : dim;
+  if (dim >= -rank && dim < rank) return dim < 0 ? dim + rank : dim;  // kernels ask once per row
+  fail(ErrorCode::invalid_argument, "[{}] dimension {} is outside of rank {}; got {}", function,
+       dim, rank, to_string(view));
 }
 
 std::byte* element(const TensorView& view, std::int64_t offset) {

@@ -17,7 +17,7 @@ constexpr std::size_t kMaxHeadDim = 256;
 const std::byte* new_row(const TensorView& tensor, std::int64_t batch, std::int64_t i,
                          std::int64_t head) {
   const std::int64_t offset =
-      batch * tensor.stride(0) + i * tensor.stride(1) + head * tensor.stride(2);
+      batch * tensor.strides[0] + i * tensor.strides[1] + head * tensor.strides[2];
   return static_cast<const std::byte*>(tensor.data) +
          offset * static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
 }
