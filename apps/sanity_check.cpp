@@ -71,7 +71,8 @@ ExitCode run(const SanityFlags& flags) {
   }
   fmt::print(
       "\n{} of {} checks passed. Errors are relative to the largest expected magnitude;\n"
-      "the tolerance is twice the error of plain attention in the same dtype, plus rounding.\n",
+      "the tolerance is three times the error of plain attention in the same dtype, plus "
+      "rounding.\n",
       report.checks().size() - static_cast<std::size_t>(report.num_failed()),
       report.checks().size());
   write_json(flags.common, {{"batch_size", options.batch},

@@ -30,23 +30,25 @@ Gradients gradients_of(CausalLM& model) {
   return gradients;
 }
 
-// All gradients in one line: the tensor that comes closest to (or is farthest above) its tolerance.
+// All gradients in one line: the tensor whose error is largest. What 16 bits do to the gradients of
+// a model shows in all of its tensors together; a single small one may be off by little in the
+// plain model by luck. So the tolerance comes from plain's largest error of any tensor.
 Check judge_gradients(std::string name, ModelTrio& models) {
   const Gradients flash = gradients_of(models.flash);
   const Gradients plain = gradients_of(models.plain);
-  Check worst;
-  double worst_ratio = -1.0;
+  Check worst{.name = std::move(name)};
+  double plain_error = 0.0;
+  std::string worst_tensor;
   for (const auto& [tensor, reference] : gradients_of(models.reference)) {
-    Check check =
-        judge(tensor, {flash.at(tensor), plain.at(tensor), reference}, models.flash.config().dtype);
-    const double ratio = std::isnan(check.error) ? kInfinity : check.error / check.tolerance;
-    if (ratio > worst_ratio) {
-      worst_ratio = ratio;
-      worst = std::move(check);
+    plain_error = std::max(plain_error, relative_error(plain.at(tensor), reference));
+    const double error = relative_error(flash.at(tensor), reference);
+    if (worst_tensor.empty() || !(error <= worst.error)) {
+      worst.error = error;
+      worst_tensor = tensor;
     }
   }
-  worst.detail = fmt::format("{} tensors, closest to its tolerance: {}", flash.size(), worst.name);
-  worst.name = std::move(name);
+  worst.tolerance = kSlack * plain_error + rounding_floor(models.flash.config().dtype);
+  worst.detail = fmt::format("{} tensors, largest error: {}", flash.size(), worst_tensor);
   return worst;
 }
 
@@ -92,11 +94,11 @@ double rounding_floor(DType dtype) {
 }
 
 Check judge(std::string name, const Outcome& outcome, DType dtype) {
-  return {
-      .name = std::move(name),
-      .detail = {},
-      .error = relative_error(outcome.flash, outcome.reference),
-      .tolerance = 2.0 * relative_error(outcome.plain, outcome.reference) + rounding_floor(dtype)};
+  return {.name = std::move(name),
+          .detail = {},
+          .error = relative_error(outcome.flash, outcome.reference),
+          .tolerance =
+              kSlack * relative_error(outcome.plain, outcome.reference) + rounding_floor(dtype)};
 }
 
 void check_training(const std::string& suffix, ModelTrio& models, const ModelInputs& inputs,

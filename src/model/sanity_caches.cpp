@@ -96,7 +96,7 @@ void check_caches(ModelTrio& models, const SanityOptions& options, const CheckRe
   const Tensor ids = random_ids(models, options.batch, options.seqlen, options.seed + 2);
   const Tensor plain = models.plain.forward({.input_ids = ids});
   const Tensor reference = models.reference.forward({.input_ids = ids});
-  const double tolerance = 2.0 * relative_error(plain, reference) + rounding_floor(config.dtype);
+  const double tolerance = kSlack * relative_error(plain, reference) + rounding_floor(config.dtype);
   report(check_tokens("greedy tokens, no cache", models, options, nullptr, tolerance));
 
   std::vector<CacheKind> kinds = {CacheKind::dynamic_cache, CacheKind::static_cache,

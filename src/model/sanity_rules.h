@@ -20,7 +20,11 @@ struct Outcome {
 // over the layers; in 16 bits the baseline's own error says how many, and half an ulp is granted.
 double rounding_floor(DType dtype);
 
-// Error of flash; tolerance: twice that of plain, plus the floor.
+// How many times plain's error is allowed. Both errors are draws of the same roundings: with 2, one
+// check in several thousand failed on tiny models with random seeds.
+inline constexpr double kSlack = 3.0;
+
+// Error of flash; tolerance: kSlack times that of plain, plus the floor.
 Check judge(std::string name, const Outcome& outcome, DType dtype);
 
 // Loss and every gradient; suffix is appended to their names.
