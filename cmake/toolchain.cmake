@@ -22,7 +22,6 @@ if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
 endif()
 
 find_package(Threads REQUIRED)
-find_package(fmt REQUIRED)  # used header-only: users of FlashMHA need no fmt
 include(GNUInstallDirs)
 
 # Warnings and sanitizers; linked privately by every target of ours, so that users do not get them.
