@@ -28,16 +28,11 @@ void launch_typed(const Problem& problem, const AttentionCall& call,
 void launch(const Problem& problem, const AttentionCall& call, std::span<std::byte> workspace,
             Stream /*stream*/) {
   switch (problem.dtype) {
-    case DType::float32:
-      return launch_typed<float>(problem, call, workspace);
-    case DType::bfloat16:
-      return launch_typed<BFloat16>(problem, call, workspace);
-    case DType::float16:
-      return launch_typed<Float16>(problem, call, workspace);
-    case DType::float64:
-      return launch_typed<double>(problem, call, workspace);
-    default:
-      fail(ErrorCode::unsupported, "[reference] no {}", dtype_name(problem.dtype));
+    case DType::float32: return launch_typed<float>(problem, call, workspace);
+    case DType::bfloat16: return launch_typed<BFloat16>(problem, call, workspace);
+    case DType::float16: return launch_typed<Float16>(problem, call, workspace);
+    case DType::float64: return launch_typed<double>(problem, call, workspace);
+    default: fail(ErrorCode::unsupported, "[reference] no {}", dtype_name(problem.dtype));
   }
 }
 
