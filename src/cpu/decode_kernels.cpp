@@ -152,8 +152,11 @@ void add_visible_values(const QueryTile& tile, const SomeRows<T>& values, int64_
     for (int64_t k = 0; k < values.count; ++k) {
       const float weight = tile.scores[r * tile.score_stride + j + k * step];
       if (weight == 0.0f && __builtin_signbit(weight)) continue;
-      for (int64_t d = 0; d < tile.head_dim_v; ++d)
-        tile.out[r * tile.out_stride + d] += weight * load_one(values.of[k] + d);
+      for (int64_t d = 0; d < tile.head_dim_v; d += kLanes) {
+        const int some = static_cast<int>(smaller(kLanes, tile.head_dim_v - d));
+        float* sum = tile.out + r * tile.out_stride + d;
+        store(sum, fma(set1(weight), load_n(values.of[k] + d, some), load(sum)));
+      }
     }
   }
 }

@@ -142,7 +142,7 @@ inline void drop_row(const ScoreTile& tile, int64_t r, const float* keep) {
 
 // C += A B where A's negative zeros mark hidden pairs: what lies behind them in B is not touched,
 // so that a NaN reaches exactly the rows that see it. Only for tiles that hold both hidden pairs
-// and something infinite or NaN.
+// and something infinite or NaN. size.n is a multiple of kLanes.
 template <Left kLeft>
 inline void multiply_visible(ProductSize size, LeftView a, const float* b, int64_t panel_stride,
                              int64_t row_stride, OutView c) {
@@ -152,10 +152,11 @@ inline void multiply_visible(ProductSize size, LeftView a, const float* b, int64
     for (int64_t k = 0; k < size.k; ++k) {
       const float weight = a.data[i * row + k * step];
       if (weight == 0.0f && __builtin_signbit(weight)) continue;
-      for (int64_t j = 0; j < size.n; ++j) {
-        const int64_t panel = j / kTileColumns;
-        c.data[i * c.stride + j] +=
-            weight * b[panel * panel_stride + k * row_stride + j % kTileColumns];
+      for (int64_t j = 0; j < size.n; j += kLanes) {
+        const float* right =
+            b + j / kTileColumns * panel_stride + k * row_stride + j % kTileColumns;
+        float* sum = c.data + i * c.stride + j;
+        store(sum, fma(set1(weight), load(right), load(sum)));
       }
     }
   }
