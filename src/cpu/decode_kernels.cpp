@@ -127,22 +127,30 @@ void add_values_tile(const float* weights, int64_t weight_stride, int64_t step,
   }
 }
 
+// Columns from `column` on, in strips of Vectors vectors, then of half as many, then one by one.
+template <class T, int Rows, int Vectors>
+void add_columns(const float* weights, int64_t weight_stride, int64_t step,
+                 const SomeRows<T>& values, int64_t column, int64_t num_columns, float* out,
+                 int64_t out_stride) {
+  for (; column + Vectors * kLanes <= num_columns; column += Vectors * kLanes) {
+    add_values_tile<T, Rows, Vectors>(weights, weight_stride, step, values.of, values.count, column,
+                                      kLanes, out, out_stride);
+  }
+  if constexpr (Vectors > 1) {
+    add_columns<T, Rows, Vectors / 2>(weights, weight_stride, step, values, column, num_columns,
+                                      out, out_stride);
+  } else if (column < num_columns) {
+    add_values_tile<T, Rows, 1>(weights, weight_stride, step, values.of, values.count, column,
+                                static_cast<int>(num_columns - column), out, out_stride);
+  }
+}
+
 template <class T, int Rows>
 void add_values(const QueryTile& tile, int64_t first, const SomeRows<T>& values, int64_t j,
                 int64_t step) {
-  constexpr int kWide = Rows == 1 ? 8 : 4 / Rows * 2;
-  const float* weights = tile.scores + first * tile.score_stride + j;
-  float* out = tile.out + first * tile.out_stride;
-  int64_t column = 0;
-  for (; column + kWide * kLanes <= tile.head_dim_v; column += kWide * kLanes) {
-    add_values_tile<T, Rows, kWide>(weights, tile.score_stride, step, values.of, values.count,
-                                    column, kLanes, out, tile.out_stride);
-  }
-  for (; column < tile.head_dim_v; column += kLanes) {
-    const int last = static_cast<int>(smaller(kLanes, tile.head_dim_v - column));
-    add_values_tile<T, Rows, 1>(weights, tile.score_stride, step, values.of, values.count, column,
-                                last, out, tile.out_stride);
-  }
+  add_columns<T, Rows, 8 / Rows>(tile.scores + first * tile.score_stride + j, tile.score_stride,
+                                 step, values, 0, tile.head_dim_v,
+                                 tile.out + first * tile.out_stride, tile.out_stride);
 }
 
 // The slow, exact form for rows with hidden pairs: a hidden pair's weight is marked -0.
