@@ -139,7 +139,8 @@ class BackwardHead {
         plain_(plain),
         dout_(plain.q.rows, problem.sizes.head_dim_v),
         weights_(plain.p.rows, plain.p.columns),
-        dscore_(plain.p.rows, plain.p.columns) {}
+        dscore_(plain.p.rows, plain.p.columns),
+        dp_sizes_(plain.p.rows, plain.p.columns) {}
 
   KeyGradients run(Shared& shared) {
     const DType dtype = plain_.dtype;
@@ -149,6 +150,9 @@ class BackwardHead {
       }
     }
     dscore_ = product(dtype, dout_, transposed(plain_.v));
+    // Root of the sum of squares: |dout . v| may be small by cancellation, its error is not.
+    dp_sizes_ = map(product(DType::float32, squares(dout_), transposed(squares(plain_.v))),
+                    [](float sum) { return std::sqrt(sum); });
     {
       const std::lock_guard lock(shared.mutex);
       for (std::int64_t i = 0; i < dscore_.rows; ++i)
@@ -173,16 +177,17 @@ class BackwardHead {
     float delta = 0;
     float delta_terms = 0;
     for (std::int64_t j = 0; j < dscore_.columns; ++j) {
-      if (plain_.dropped(i, j) == 0.0f) dscore_(i, j) = 0.0f;
+      if (plain_.dropped(i, j) == 0.0f) dscore_(i, j) = dp_sizes_(i, j) = 0.0f;
+      dp_sizes_(i, j) += std::abs(dscore_(i, j));
       delta += plain_.p(i, j) * dscore_(i, j);
-      delta_terms += std::abs(plain_.p(i, j) * dscore_(i, j));
+      delta_terms += plain_.p(i, j) * dp_sizes_(i, j);
     }
     const float dlse = problem_.gradients.dlse ? static_cast<float>(head.lse(call_.dlse, i)) : 0.0f;
     const float constant = delta_terms + std::abs(dlse);
     double row_weight = 0;
     for (std::int64_t j = 0; j < dscore_.columns; ++j) {
       const float p = plain_.p(i, j);
-      weights_(i, j) = p * (std::abs(dscore_(i, j)) + constant);
+      weights_(i, j) = p * (dp_sizes_(i, j) + constant);
       dscore_(i, j) = rounded(plain_.dtype, p * (dscore_(i, j) - delta + dlse));
       row_weight += static_cast<double>(weights_(i, j));
     }
@@ -239,8 +244,9 @@ class BackwardHead {
   const AttentionCall& call_;
   const PlainHead& plain_;
   Matrix dout_;
-  Matrix weights_;  // p (|dp| + sum |p dp| + |dlse|): the size of the terms of ds
+  Matrix weights_;  // p (dp + sum p dp + dlse) in sizes: those of the terms of ds
   Matrix dscore_;
+  Matrix dp_sizes_;
 };
 
 // Rows behind the real ones (seqused) have gradient 0.

@@ -107,7 +107,7 @@ class PassRunner {
   // What float arithmetic costs a probability, relative to it, and a sum over the sequence.
   double float_epsilon() const {
     const auto root = [](std::int64_t count) { return std::sqrt(static_cast<double>(count)); };
-    const double sum = root(std::max(spec_.seqlen_q, spec_.seqlen_k)) / 2;
+    const double sum = root(std::max({spec_.seqlen_q, spec_.seqlen_k, value_dim(spec_)})) / 2;
     const double logit = truth_.terms.logit * (1 + root(spec_.head_dim) / 2);
     return 0x1p-23 * (1 + static_cast<double>(spec_.softcap) + logit + sum);
   }

@@ -35,12 +35,11 @@ struct Selection {
 // float64 specification may be as large as
 //
 //   m * (largest error of the plain implementation in the same dtype)       m = 2, gradients 3
-//   + half a unit in the last place of the largest result                   it is rounded to its
-//   dtype
+//   + half a unit in the last place of the largest result                   it is rounded
 //   + eps * (size of the terms that it is the sum of)                       see Terms
 //
 // where eps is what float arithmetic costs: 2^-23 (1 + softcap + largest logit * sqrt(head_dim) / 2
-// + sqrt(seqlen) / 2), because the errors of a sum of n terms grow like a random walk. The last two
+// + sqrt(longest sum) / 2), as the errors of a sum of n terms grow like a random walk. The last two
 // lines matter where the plain implementation happens to be exact, or terms cancel.
 CaseReport run_case(const Case& spec, std::uint64_t seed, const Selection& selection = {});
 
