@@ -48,4 +48,7 @@ if(FLASHMHA_BUILD_APPS)
                 -P ${tests}/package/run.cmake)
   flashmha_gate(readme.outputs readme 600 ${PROJECT_SOURCE_DIR}/scripts/check_readme.sh
                 $<TARGET_FILE:flashmha_program> ${PROJECT_SOURCE_DIR}/README.md)
+  flashmha_gate(mission.A14.document_shows_what_the_program_prints readme 600
+                ${PROJECT_SOURCE_DIR}/scripts/check_readme.sh $<TARGET_FILE:flashmha_program>
+                ${PROJECT_SOURCE_DIR}/docs/implementation.md)
 endif()
