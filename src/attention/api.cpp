@@ -9,10 +9,6 @@
 namespace flashmha {
 namespace {
 
-DType statistics_dtype(const TensorView& q) {
-  return q.dtype == DType::float64 ? DType::float64 : DType::float32;
-}
-
 void plan_and_run(const AttentionCall& call, Stream stream) {
   const Plan plan = make_plan(call);
   const Tensor workspace = Tensor::empty({static_cast<std::int64_t>(plan.workspace_bytes)},
@@ -36,7 +32,8 @@ AttentionResult allocate_result(const TensorView& q, std::int64_t head_dim_v) {
   out[out.rank - 1] = head_dim_v;
   const Shape lse =
       q.rank() == 4 ? Shape{q.size(0), q.size(2), q.size(1)} : Shape{q.size(1), q.size(0)};
-  return {Tensor::empty(out, q.dtype, q.device), Tensor::empty(lse, statistics_dtype(q), q.device)};
+  return {Tensor::empty(out, q.dtype, q.device),
+          Tensor::empty(lse, statistics_dtype(q.dtype), q.device)};
 }
 
 // Rows of a ragged batch behind the last sequence belong to nobody; give them defined values.
@@ -58,9 +55,9 @@ AttentionResult forward(AttentionCall call, Stream stream) {
   return result;
 }
 
-AttentionCall dense_call(std::string_view name, const TensorView& q, const TensorView& k,
-                         const TensorView& v, const AttentionOptions& options) {
-  require_ranks(name, q, v, 4);
+AttentionCall call_on(std::string_view name, const TensorView& q, const TensorView& k,
+                      const TensorView& v, int q_rank, const AttentionOptions& options) {
+  require_ranks(name, q, v, q_rank);
   AttentionCall call;
   call.q = q;
   call.k = k;
@@ -70,20 +67,19 @@ AttentionCall dense_call(std::string_view name, const TensorView& q, const Tenso
   return call;
 }
 
+AttentionCall dense_call(std::string_view name, const TensorView& q, const TensorView& k,
+                         const TensorView& v, const AttentionOptions& options) {
+  return call_on(name, q, k, v, 4, options);
+}
+
 AttentionCall ragged_call(std::string_view name, const TensorView& q, const TensorView& k,
                           const TensorView& v, const Sequences& sequences,
                           const AttentionOptions& options) {
-  require_ranks(name, q, v, 3);
+  AttentionCall call = call_on(name, q, k, v, 3, options);
   const Rules rules(name);
   rules.given(sequences.cu_seqlens_q, "cu_seqlens_q");
   rules.given(sequences.cu_seqlens_k, "cu_seqlens_k");
-  AttentionCall call;
-  call.q = q;
-  call.k = k;
-  call.v = v;
   call.sequences = sequences;
-  call.options = options;
-  call.name = name;
   return call;
 }
 
@@ -111,7 +107,7 @@ AttentionGradients backward(AttentionCall call, const TensorView& dout,
   call.dout = dout;
   call.dlse = dlse;
   AttentionGradients gradients;
-  const DType statistics = statistics_dtype(call.q);
+  const DType statistics = statistics_dtype(call.q.dtype);
   const auto like = [&](const TensorView& tensor, DType dtype) {
     return Tensor::empty(tensor.shape, dtype, tensor.device);
   };

@@ -95,10 +95,6 @@ void check_per_head(const TensorView& tensor, std::string_view what, const Probl
   rules.has_data(tensor, what);
 }
 
-DType statistics_dtype(const Problem& problem) {
-  return problem.dtype == DType::float64 ? DType::float64 : DType::float32;
-}
-
 void check_lse(const TensorView& lse, std::string_view what, const Problem& problem,
                const Rules& rules) {
   const Problem::Sizes& s = problem.sizes;
@@ -107,7 +103,7 @@ void check_lse(const TensorView& lse, std::string_view what, const Problem& prob
       lse, what,
       ragged ? Shape{s.num_heads_q, s.total_q} : Shape{s.batch, s.num_heads_q, s.seqlen_q},
       ragged ? "[num_heads_q, total_q]" : "[batch, num_heads_q, seqlen_q]");
-  rules.has_dtype(lse, what, statistics_dtype(problem));
+  rules.has_dtype(lse, what, statistics_dtype(problem.dtype));
   rules.on_device(lse, what, problem.device);
   rules.unit_stride(lse, what);
   rules.has_data(lse, what);
@@ -382,7 +378,7 @@ void check_gradients(const AttentionCall& call, const Problem& problem) {
     if (!tensor.defined()) return;
     rules.require(of.defined(), "{} is asked for, but there is no such input", what);
     rules.has_shape(tensor, what, of.shape, axes);
-    rules.has_dtype(tensor, what, statistics_dtype(problem));
+    rules.has_dtype(tensor, what, statistics_dtype(problem.dtype));
     rules.on_device(tensor, what, problem.device);
     rules.has_data(tensor, what);
     rules.require(tensor.is_contiguous(), "{} must be contiguous; got strides {}", what,

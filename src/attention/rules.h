@@ -67,6 +67,11 @@ class Rules {
   std::string_view function_;
 };
 
+// The type of lse and of the gradients of bias and sinks, for inputs of a type.
+inline DType statistics_dtype(DType dtype) {
+  return dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
 // Element i of a host int32 vector.
 inline std::int64_t int_at(const TensorView& tensor, std::int64_t i) {
   return static_cast<const std::int32_t*>(tensor.data)[i * tensor.strides[0]];
