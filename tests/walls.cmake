@@ -1,7 +1,8 @@
 # Who may include whom:  cmake -D ROOT=<source tree> -P tests/walls.cmake
 #
 # Left may include right, never back: apps -> model -> nn -> ops -> attention -> core, and the
-# backends (reference, cpu, no_cuda) -> {attention, ops, core}. Two kinds of headers are checked:
+# backends (reference, cpu, no_cuda) -> {attention, ops, core}; model -> io -> core. Two kinds of
+# headers are checked:
 #   "flashmha/x.h"  public, belongs to the room named below
 #   "room/x.h"      private, for the room itself and, where a seam is listed, for the rooms named
 cmake_minimum_required(VERSION 3.25)
@@ -10,7 +11,7 @@ set(public_of_core device dlpack dtype error random tensor version)
 set(public_of_attention attention plan)
 set(public_of_ops ops)
 set(public_of_nn kv_cache layers mha nn padding plain_attention rotary)
-set(public_of_model generation model sanity training)
+set(public_of_model checkpoint generation model sanity training)
 set(public_of_all flashmha)  # includes the others; for users
 
 # Public headers of these rooms may be included...
@@ -21,8 +22,9 @@ set(reference_sees attention ops core)
 set(cpu_sees attention ops core)
 set(no_cuda_sees attention ops core)
 set(nn_sees nn ops attention core)
-set(model_sees model nn ops attention core)
-set(apps_sees all model nn ops attention core)
+set(io_sees io core)
+set(model_sees model io nn ops attention core)
+set(apps_sees all model io nn ops attention core)
 set(all_sees nn ops attention core)
 
 # ...and private headers of other rooms only through these seams.
@@ -30,12 +32,13 @@ set(seams
     "[a-z_]+ -> core/[a-z_]+\\.h"  # the tools of every room
     "(reference|cpu|no_cuda) -> attention/(mask|philox|registry|sequence)\\.h"
     "(reference|cpu|no_cuda) -> ops/table\\.h"
+    "[a-z_]+ -> io/(file|json)\\.h"
     "apps -> cpu/(isa|kernel_table|machine_probe)\\.h")  # info, and the peak that shares refer to
 
 set(violations "")
 
 function(room_of_public header result)
-  foreach(room core attention ops nn model all)
+  foreach(room core io attention ops nn model all)
     if(header IN_LIST public_of_${room})
       set(${result} ${room} PARENT_SCOPE)
       return()
