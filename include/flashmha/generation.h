@@ -14,8 +14,9 @@ enum class CacheKind : std::uint8_t { dynamic_cache, static_cache, sliding_cache
 // "dynamic", "static", "sliding" or "paged".
 std::string_view cache_kind_name(CacheKind kind);
 
-// Caches for all layers. capacity in tokens bounds the static cache; the sliding cache holds
-// config.attention.sliding_window tokens (refused without a window); pages have 16 tokens.
+// Caches for all layers. capacity in tokens bounds the static cache; sliding caches hold the window
+// of their layer, and layers without one get dynamic caches (refused if no layer has a window);
+// pages have 16 tokens.
 nn::KVCaches make_caches(const ModelConfig& config, CacheKind kind, std::int64_t capacity);
 
 struct GenerationOptions {

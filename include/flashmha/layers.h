@@ -12,6 +12,7 @@
 #include <functional>
 #include <string>
 
+#include "flashmha/ops.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha::nn {
@@ -53,26 +54,28 @@ struct Linear {
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 };
 
-// y = x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+// y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last dimension.
 struct RMSNorm {
   Parameter weight;  // [features]
-  float eps = 1e-6f;
+  ops::RMSNormOptions options{};
 
   struct Saved {
     Tensor rstd;  // float32, x's shape without the last dimension
   };
 
   RMSNorm() = default;
-  // Weights of one.
-  RMSNorm(std::int64_t features, float eps, DType dtype, Device device = {});
+  // Factors of one: weights of 1 - weight_offset.
+  RMSNorm(std::int64_t features, const ops::RMSNormOptions& options, DType dtype,
+          Device device = {});
 
   Tensor forward(const TensorView& x, Saved* saved = nullptr) const;
   Tensor backward(const TensorView& dout, const TensorView& x, const Saved& saved);
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 };
 
-// down_proj(silu(gate_proj(x)) * up_proj(x)).
+// down_proj(activation(gate_proj(x)) * up_proj(x)).
 struct MLP {
+  ops::Activation activation = ops::Activation::silu;
   Linear gate_proj;  // [intermediate_size, hidden_size]
   Linear up_proj;    // [intermediate_size, hidden_size]
   Linear down_proj;  // [hidden_size, intermediate_size]
@@ -83,8 +86,8 @@ struct MLP {
   };
 
   MLP() = default;
-  MLP(std::int64_t hidden_size, std::int64_t intermediate_size, bool with_bias, DType dtype,
-      Device device = {});
+  MLP(std::int64_t hidden_size, std::int64_t intermediate_size, ops::Activation activation,
+      bool with_bias, DType dtype, Device device = {});
 
   Tensor forward(const TensorView& x, Saved* saved = nullptr) const;
   Tensor backward(const TensorView& dout, const TensorView& x, const Saved& saved);

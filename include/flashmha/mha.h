@@ -27,7 +27,7 @@ struct AttentionConfig {
   bool qkv_bias = false;
   bool out_bias = false;
   bool qk_norm = false;  // RMSNorm of every head of q and k, before rotary
-  float qk_norm_eps = 1e-6f;
+  ops::RMSNormOptions qk_norm_options{};
   std::optional<float> softmax_scale;  // default 1 / sqrt(head_dim)
   bool causal = true;
   std::int64_t sliding_window = 0;  // keys that a token sees, itself included; 0: all

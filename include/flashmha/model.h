@@ -1,5 +1,6 @@
-// A Llama-architecture decoder: embedding, layers of RMSNorm + attention + RMSNorm + SwiGLU with
-// residuals, a final RMSNorm and a head (Touvron et al. 2023, "LLaMA"). Forward and backward.
+// A decoder of the Llama family: embedding, layers of RMSNorm + attention + RMSNorm + gated MLP
+// with residuals, a final RMSNorm and a head (Touvron et al. 2023, "LLaMA"). Forward and backward.
+// What Llama, Mistral, Qwen2, Qwen3, Gemma 2 and Gemma 3 do differently is said by ModelConfig.
 //
 // Parameters carry Hugging Face's names. hidden = config.attention.hidden_size, q = num_heads *
 // head_dim, kv = num_kv_heads * head_dim:
@@ -13,11 +14,14 @@
 //   model.layers.N.mlp.down_proj.weight                       [hidden, intermediate_size]
 //   model.norm.weight                                         [hidden]
 //   lm_head.weight                                            [vocab_size, hidden]; not if tied
-// and self_attn's biases, q/k norms and sinks where the config has them.
+// and biases, q/k norms and sinks where the config has them. With sublayer_output_norms, layers
+// have four norms, named as in Gemma: input_layernorm, post_attention_layernorm (after attention),
+// pre_feedforward_layernorm and post_feedforward_layernorm.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,17 +38,42 @@ enum class AttentionKind : std::uint8_t {
 // "plain" or "flash".
 std::string_view attention_kind_name(AttentionKind kind);
 
+// What may differ between the layers of a model.
+struct LayerConfig {
+  std::int64_t sliding_window = 0;           // keys that a token sees, itself included; 0: all
+  std::optional<nn::RotaryConfig> rotary{};  // not given: no rotation
+};
+
 struct ModelConfig {
   std::int64_t vocab_size = 0;
   std::int64_t intermediate_size = 0;
   std::int64_t num_layers = 0;
-  float rms_norm_eps = 1e-6f;
+  ops::RMSNormOptions rms_norm{};      // of the hidden states; that of q and k is attention's
+  bool sublayer_output_norms = false;  // norms also after attention and after the MLP, before the
+                                       // residual is added (Gemma)
+  ops::Activation activation = ops::Activation::silu;  // of the MLP's gate
+  bool mlp_bias = false;
+  bool scale_embeddings = false;  // by sqrt(hidden_size), rounded to dtype (Gemma)
+  float logits_softcap = 0.0f;    // > 0: logits become softcap * tanh(logits / softcap)
   bool tie_word_embeddings = false;
   float initializer_range = 0.02f;  // standard deviation of random weights
   DType dtype = DType::float32;     // of parameters and activations
   Device device{};
   AttentionKind attention_kind = AttentionKind::flash;
   nn::AttentionConfig attention{};  // of every layer; hidden_size, heads, rotary, window, ...
+  // Where layers differ: one for each, in place of attention's sliding_window and rotary.
+  std::vector<LayerConfig> layers{};
+
+  // Carried from and to config.json; the computation does not depend on them.
+  std::string model_type{};  // empty: write_config takes the first architecture that fits
+  std::optional<std::int64_t> bos_token_id{};
+  std::optional<std::int64_t> pad_token_id{};
+  std::vector<std::int64_t> eos_token_ids{};
+
+  // What the layer computes: attention with the layer's window, rotary and index.
+  nn::AttentionConfig attention_config(std::int64_t layer) const;
+  // True if any layer has a window.
+  bool has_sliding_window() const;
 };
 
 // The model of `flashmha benchmark` and `flashmha sanity-check` when no flag says otherwise: small
@@ -66,23 +95,27 @@ struct ModelInputs {
   std::uint64_t dropout_offset = 0;  // different in every step
 };
 
-// x + attention(norm(x)), then y + mlp(norm(y)).
+// y = x + attention(norm(x)), then y + mlp(norm(y)). With sublayer_output_norms the results of
+// attention and of the MLP are normalised before they are added.
 struct DecoderLayer {
-  nn::RMSNorm input_layernorm;
+  nn::RMSNorm attention_norm;
   std::unique_ptr<nn::MultiHeadAttention> self_attn;
-  nn::RMSNorm post_attention_layernorm;
+  nn::RMSNorm attention_output_norm;  // defined with sublayer_output_norms
+  nn::RMSNorm mlp_norm;
   nn::MLP mlp;
+  nn::RMSNorm mlp_output_norm;  // defined with sublayer_output_norms
 
   // What the backward needs. The normalised inputs are computed again: cheaper than kept.
   struct Saved {
-    Tensor x;  // [batch, seqlen, hidden]: input of the layer
-    Tensor y;  // [batch, seqlen, hidden]: input of the second half
-    nn::RMSNorm::Saved input_norm;
-    nn::RMSNorm::Saved post_attention_norm;
+    Tensor x;                             // [batch, seqlen, hidden]: input of the layer
+    Tensor y;                             // [batch, seqlen, hidden]: input of the second half
+    Tensor attention_output, mlp_output;  // inputs of the output norms, where there are such
+    nn::RMSNorm::Saved attention_norm, attention_output_norm, mlp_norm, mlp_output_norm;
     nn::AttentionSaved attention;
     nn::MLP::Saved mlp;
   };
 
+  // config must be resolved, as CausalLM::config() is.
   DecoderLayer(const ModelConfig& config, std::int64_t index);
 
   // inputs: everything but hidden_states, which is norm(x).
@@ -98,6 +131,7 @@ class CausalLM {
     std::vector<DecoderLayer::Saved> layers;
     Tensor x;  // [batch, seqlen, hidden]: input of the final norm
     nn::RMSNorm::Saved norm;
+    Tensor logits;  // before the softcap; defined only with one
   };
 
   // Zero weights, unit norms. Throws invalid_argument for a config that does not fit together.
@@ -107,9 +141,9 @@ class CausalLM {
   CausalLM& operator=(const CausalLM&) = delete;
   ~CausalLM() = default;
 
-  // Matrices normal with standard deviation config.initializer_range, norms one, biases zero. The
-  // weights depend on the seed and their name only: not on attention kind, on dtype by rounding
-  // only.
+  // Matrices normal with standard deviation config.initializer_range; vectors stay as they were
+  // made (norms that multiply by one, biases of zero). The weights depend on the seed and their
+  // name only: not on attention kind, on dtype by rounding only.
   void init_weights(std::uint64_t seed);
 
   // Logits [batch, seqlen, vocab_size] in the model's dtype.
@@ -134,6 +168,7 @@ class CausalLM {
   }
 
   ModelConfig config_;
+  float embedding_scale_ = 1.0f;
   nn::Parameter embed_tokens_;
   std::vector<DecoderLayer> layers_;
   nn::RMSNorm norm_;

@@ -42,26 +42,45 @@ void bias_gradient(const TensorView& dout, const TensorView& gradient, Stream st
 
 // ---- normalisation and activation --------------------------------------------------------------
 
-// y = x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019,
-// "RMSNorm"). x, y floating [..., n]; weight floating [n]; rstd float32 [...] or not given: 1 /
-// sqrt(...), which the backward needs. y may be x.
-void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& y,
-              const TensorView& rstd = {}, Stream stream = {});
+struct RMSNormOptions {
+  float eps = 1e-6f;
+  float weight_offset = 0.0f;  // added to the weights in float32; 1 in Gemma, whose weights are
+                               // stored as differences from 1
+};
+
+// y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last dimension (Zhang &
+// Sennrich 2019, "RMSNorm"). x, y floating [..., n]; weight floating [n]; rstd float32 [...] or not
+// given: 1 / sqrt(...), which the backward needs. y may be x.
+void rms_norm(const TensorView& x, const TensorView& weight, const RMSNormOptions& options,
+              const TensorView& y, const TensorView& rstd = {}, Stream stream = {});
 
 // dy, x, dx [..., n]; rstd [...] from the forward; dx may be dy. dweight float32 [n], added to; or
-// not given.
+// not given. Of the options, eps is not read: it is in rstd.
 void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& weight,
-                       const TensorView& rstd, const TensorView& dx, const TensorView& dweight,
-                       Stream stream = {});
+                       const RMSNormOptions& options, const TensorView& rstd, const TensorView& dx,
+                       const TensorView& dweight, Stream stream = {});
 
-// out = silu(gate) * up, silu(x) = x / (1 + exp(-x)) (Shazeer 2020, "GLU variants": SwiGLU). All
-// floating, equal shapes; out may be gate or up.
-void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out,
-              Stream stream = {});
+enum class Activation : std::uint8_t {
+  silu,       // x / (1 + exp(-x))
+  gelu_tanh,  // x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)
+};
 
-// Gradients of silu_mul; dgate may be gate, dup may be up or dout.
-void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
-                       const TensorView& dgate, const TensorView& dup, Stream stream = {});
+// out = activation(gate) * up (Shazeer 2020, "GLU variants": SwiGLU and GeGLU). All floating, equal
+// shapes; out may be gate or up.
+void glu(Activation activation, const TensorView& gate, const TensorView& up, const TensorView& out,
+         Stream stream = {});
+
+// Gradients of glu; dgate may be gate, dup may be up or dout.
+void glu_backward(Activation activation, const TensorView& dout, const TensorView& gate,
+                  const TensorView& up, const TensorView& dgate, const TensorView& dup,
+                  Stream stream = {});
+
+// y = cap * tanh(x / cap), cap > 0; floating, equal shapes; y may be x.
+void softcap(const TensorView& x, float cap, const TensorView& y, Stream stream = {});
+
+// dx = dy * (1 - tanh(x / cap)^2); dx may be dy or x.
+void softcap_backward(const TensorView& dy, const TensorView& x, float cap, const TensorView& dx,
+                      Stream stream = {});
 
 // out = a + b. Equal shapes, floating; out may be a or b.
 void add(const TensorView& a, const TensorView& b, const TensorView& out, Stream stream = {});
@@ -133,14 +152,14 @@ void gather_rows(const TensorView& x, const TensorView& indices, const TensorVie
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
                   Stream stream = {});
 
-// out[...] = table[ids[...]]. table floating [vocabulary, hidden]; ids int32 or int64; out floating
-// [ids' shape..., hidden]. Ids outside the table are refused.
+// out[...] = scale * table[ids[...]]. table floating [vocabulary, hidden]; ids int32 or int64; out
+// floating [ids' shape..., hidden]. Ids outside the table are refused.
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
-               Stream stream = {});
+               float scale = 1.0f, Stream stream = {});
 
-// dtable[ids[...]] += dout[...]; dtable float32 [vocabulary, hidden].
+// dtable[ids[...]] += scale * dout[...]; dtable float32 [vocabulary, hidden].
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
-                        Stream stream = {});
+                        float scale = 1.0f, Stream stream = {});
 
 // Index of the largest element of every row, the first of equals; NaN counts as largest. x floating
 // [..., n], out int32 [...].

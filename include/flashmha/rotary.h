@@ -39,6 +39,7 @@ struct RotaryConfig {
   double high_freq_factor = 4.0;           // llama3
 
   std::int64_t rotary_dim() const;
+  bool operator==(const RotaryConfig&) const = default;
 };
 
 // Angle per position of every pair: rotary_dim / 2 values. seqlen matters to dynamic_ntk only.

@@ -10,14 +10,18 @@ using namespace flashmha::ops;  // the option structs
 void matmul(const TensorView& a, const TensorView& b, const TensorView& c,
             const MatmulOptions& options, Stream);
 void bias_gradient(const TensorView& dout, const TensorView& gradient, Stream);
-void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& y,
-              const TensorView& rstd, Stream);
+void rms_norm(const TensorView& x, const TensorView& weight, const RMSNormOptions& options,
+              const TensorView& y, const TensorView& rstd, Stream);
 void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& weight,
-                       const TensorView& rstd, const TensorView& dx, const TensorView& dweight,
-                       Stream);
-void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out, Stream);
-void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
-                       const TensorView& dgate, const TensorView& dup, Stream);
+                       const RMSNormOptions& options, const TensorView& rstd, const TensorView& dx,
+                       const TensorView& dweight, Stream);
+void glu(Activation activation, const TensorView& gate, const TensorView& up, const TensorView& out,
+         Stream);
+void glu_backward(Activation activation, const TensorView& dout, const TensorView& gate,
+                  const TensorView& up, const TensorView& dgate, const TensorView& dup, Stream);
+void softcap(const TensorView& x, float cap, const TensorView& y, Stream);
+void softcap_backward(const TensorView& dy, const TensorView& x, float cap, const TensorView& dx,
+                      Stream);
 void add(const TensorView& a, const TensorView& b, const TensorView& out, Stream);
 void rotary(const TensorView& x, const RotaryTables& tables, const TensorView& positions,
             const TensorView& y, Stream);
@@ -31,9 +35,10 @@ void softmax_backward(const TensorView& dprobabilities, const SoftmaxSaved& save
 void attention_dropout(const TensorView& x, const Dropout& dropout, const TensorView& y, Stream);
 void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
-void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, Stream);
+void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
+               Stream);
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
-                        Stream);
+                        float scale, Stream);
 void argmax(const TensorView& x, const TensorView& out, Stream);
 void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
                    const TensorView& loss, const TensorView& lse, Stream);

@@ -72,21 +72,25 @@ void scatter_rows(const TensorView& x, const TensorView& indices, const TensorVi
                   });
 }
 
-void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, Stream) {
+void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
+               Stream) {
   check_indices("embedding", ids, table.size(0));
   const Rows from(table);
   const Rows to(out);
   parallel_blocks(ids.numel(), to.length(), [&](std::int64_t begin, std::int64_t end) {
     const RowBuffer buffer(to.length());
     for (std::int64_t i = begin; i < end; ++i) {
-      to.finish(i, from.read(index_at(ids, i), buffer));
+      const float* row = from.read(index_at(ids, i), buffer);
+      float* target = to.target(i, buffer);
+      row_kernels().scale(row, scale, to.length(), target);
+      to.finish(i, target);
     }
   });
 }
 
 // Tasks share the columns, so that every sum is made by one thread, in the order of the tokens.
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
-                        Stream) {
+                        float scale, Stream) {
   check_indices("embedding_backward", ids, dtable.size(0));
   constexpr std::int64_t kColumns = 128;
   const Rows from(dout);
@@ -98,7 +102,7 @@ void embedding_backward(const TensorView& dout, const TensorView& ids, const Ten
     float buffer[kColumns];
     for (std::int64_t i = 0; i < ids.numel(); ++i) {
       float* sum = to.target(index_at(ids, i), begin, nullptr);
-      row_kernels().add(sum, from.read(i, begin, n, buffer), n, sum);
+      row_kernels().add_scaled(from.read(i, begin, n, buffer), scale, n, sum);
     }
   });
 }

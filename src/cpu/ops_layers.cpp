@@ -8,36 +8,50 @@
 
 namespace flashmha::cpu::ops {
 
-void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& y,
-              const TensorView& rstd, Stream) {
+namespace {
+
+// What normalised values are multiplied by.
+std::vector<float> norm_factors(const TensorView& weight, const RMSNormOptions& options) {
+  std::vector<float> factors = to_floats(weight);
+  for (float& factor : factors)
+    factor += options.weight_offset;
+  return factors;
+}
+
+}  // namespace
+
+void rms_norm(const TensorView& x, const TensorView& weight, const RMSNormOptions& options,
+              const TensorView& y, const TensorView& rstd, Stream) {
   const RowKernels& kernel = row_kernels();
   const Rows in(x);
   const Rows out(y);
   const std::int64_t n = in.length();
-  const std::vector<float> weights = to_floats(weight);
+  const std::vector<float> factors = norm_factors(weight, options);
   parallel_blocks(in.count(), n, [&](std::int64_t begin, std::int64_t end) {
     const RowBuffer buffer(n);
     for (std::int64_t r = begin; r < end; ++r) {
       const float* row = in.read(r, buffer);
-      const float scale = 1.0f / std::sqrt(kernel.dot(row, row, n) / static_cast<float>(n) + eps);
+      const float scale =
+          1.0f / std::sqrt(kernel.dot(row, row, n) / static_cast<float>(n) + options.eps);
       if (rstd.defined()) rstd.as<float>()[r] = scale;
       float* to = out.target(r, buffer);
-      kernel.scale_by(row, weights.data(), scale, n, to);
+      kernel.scale_by(row, factors.data(), scale, n, to);
       out.finish(r, to);
     }
   });
 }
 
-// With h = x * rstd: dx = rstd * (dy w - h * mean(dy w h)), dweight = sum over rows of dy h.
+// With h = x * rstd, w = weight + offset: dx = rstd * (dy w - h * mean(dy w h)), dweight = sum over
+// rows of dy h.
 void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& weight,
-                       const TensorView& rstd, const TensorView& dx, const TensorView& dweight,
-                       Stream) {
+                       const RMSNormOptions& options, const TensorView& rstd, const TensorView& dx,
+                       const TensorView& dweight, Stream) {
   const RowKernels& kernel = row_kernels();
   const Rows gradient(dy);
   const Rows in(x);
   const Rows out(dx);
   const std::int64_t n = in.length();
-  const std::vector<float> weights = to_floats(weight);
+  const std::vector<float> factors = norm_factors(weight, options);
   float* total = dweight.defined() ? dweight.as<float>() : nullptr;
   reduce_rows(in.count(), n, total, [&](std::int64_t begin, std::int64_t end, float* sums) {
     const RowBuffer dy_buffer(n);
@@ -48,7 +62,7 @@ void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorVi
       const float* d = gradient.read(r, dy_buffer);
       const float* row = in.read(r, x_buffer);
       if (sums) kernel.add_product(d, row, scale, n, sums);
-      kernel.scale_by(d, weights.data(), 1.0f, n, direct);
+      kernel.scale_by(d, factors.data(), 1.0f, n, direct);
       const float mean = kernel.dot(direct, row, n) * scale * scale / static_cast<float>(n);
       float* to = out.target(r, dy_buffer);
       kernel.norm_gradient(direct, row, mean, scale, n, to);
@@ -57,29 +71,56 @@ void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorVi
   });
 }
 
-void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out, Stream) {
+void glu(Activation activation, const TensorView& gate, const TensorView& up, const TensorView& out,
+         Stream) {
+  const RowKernels& kernels = row_kernels();
+  const auto kernel = activation == Activation::silu ? kernels.silu_mul : kernels.gelu_tanh_mul;
   const std::vector<Rows> rows = elementwise_rows({gate, up, out});
   parallel_chunks(rows[0], [&](std::int64_t r, std::int64_t begin, std::int64_t n) {
     float buffers[2][kChunk];
     float* to = rows[2].target(r, begin, buffers[0]);
-    row_kernels().silu_mul(rows[0].read(r, begin, n, buffers[0]),
-                           rows[1].read(r, begin, n, buffers[1]), n, to);
+    kernel(rows[0].read(r, begin, n, buffers[0]), rows[1].read(r, begin, n, buffers[1]), n, to);
     rows[2].finish(r, begin, n, to);
   });
 }
 
-void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
-                       const TensorView& dgate, const TensorView& dup, Stream) {
+void glu_backward(Activation activation, const TensorView& dout, const TensorView& gate,
+                  const TensorView& up, const TensorView& dgate, const TensorView& dup, Stream) {
+  const RowKernels& kernels = row_kernels();
+  const auto kernel =
+      activation == Activation::silu ? kernels.silu_mul_gradient : kernels.gelu_tanh_mul_gradient;
   const std::vector<Rows> rows = elementwise_rows({dout, gate, up, dgate, dup});
   parallel_chunks(rows[0], [&](std::int64_t r, std::int64_t begin, std::int64_t n) {
     float buffers[3][kChunk];
     float* to_gate = rows[3].target(r, begin, buffers[1]);
     float* to_up = rows[4].target(r, begin, buffers[2]);
-    row_kernels().silu_mul_gradient(rows[0].read(r, begin, n, buffers[0]),
-                                    rows[1].read(r, begin, n, buffers[1]),
-                                    rows[2].read(r, begin, n, buffers[2]), n, to_gate, to_up);
+    kernel(rows[0].read(r, begin, n, buffers[0]), rows[1].read(r, begin, n, buffers[1]),
+           rows[2].read(r, begin, n, buffers[2]), n, to_gate, to_up);
     rows[3].finish(r, begin, n, to_gate);
     rows[4].finish(r, begin, n, to_up);
+  });
+}
+
+void softcap(const TensorView& x, float cap, const TensorView& y, Stream) {
+  const std::vector<Rows> rows = elementwise_rows({x, y});
+  parallel_chunks(rows[0], [&](std::int64_t r, std::int64_t begin, std::int64_t n) {
+    float buffer[kChunk];
+    float* to = rows[1].target(r, begin, buffer);
+    row_kernels().softcap(rows[0].read(r, begin, n, buffer), cap, n, to);
+    rows[1].finish(r, begin, n, to);
+  });
+}
+
+void softcap_backward(const TensorView& dy, const TensorView& x, float cap, const TensorView& dx,
+                      Stream) {
+  const std::vector<Rows> rows = elementwise_rows({dy, x, dx});
+  parallel_chunks(rows[0], [&](std::int64_t r, std::int64_t begin, std::int64_t n) {
+    float buffers[2][kChunk];
+    float* gradient = buffers[0];  // the kernel works in place, and x must not change before
+    const float* from = rows[0].read(r, begin, n, gradient);
+    if (from != gradient) std::copy(from, from + n, gradient);
+    row_kernels().softcap_gradient(rows[1].read(r, begin, n, buffers[1]), cap, n, gradient);
+    rows[2].finish(r, begin, n, gradient);
   });
 }
 

@@ -135,6 +135,41 @@ void silu_mul_gradient(const float* dout, const float* gate, const float* up, in
   });
 }
 
+// gelu_tanh(x) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3), because (1 + tanh(u)) / 2 =
+// sigmoid(2u). Beyond 16 the sigmoid is 0 or 1 in float; the clamp keeps x^3 finite.
+struct Gelu {
+  Vec sigmoid, slope;  // slope = 2 du/dx
+};
+
+inline Gelu gelu_tanh(Vec x) {
+  constexpr float kFactor = 1.59576912160573071176f;  // 2 sqrt(2 / pi)
+  constexpr float kCubic = 0.044715f;
+  const Vec t = max(set1(-16.0f), min(set1(16.0f), x));
+  const Vec square = t * t;
+  return {sigmoid(t * (square * kCubic + 1.0f) * kFactor),
+          (square * (3.0f * kCubic) + 1.0f) * kFactor};
+}
+
+void gelu_tanh_mul(const float* gate, const float* up, int64_t n, float* out) {
+  sweep(n, [=](int64_t i, auto lanes) {
+    const Vec x = lanes.load(gate + i);
+    lanes.store(out + i, x * gelu_tanh(x).sigmoid * lanes.load(up + i));
+  });
+}
+
+// gelu_tanh'(x) = s + x s (1 - s) slope
+void gelu_tanh_mul_gradient(const float* dout, const float* gate, const float* up, int64_t n,
+                            float* dgate, float* dup) {
+  sweep(n, [=](int64_t i, auto lanes) {
+    const Vec x = lanes.load(gate + i);
+    const Vec u = lanes.load(up + i);
+    const Vec d = lanes.load(dout + i);
+    const auto [s, slope] = gelu_tanh(x);
+    lanes.store(dgate + i, d * u * (s + x * s * (1.0f - s) * slope));
+    lanes.store(dup + i, d * x * s);
+  });
+}
+
 float exp_sum(const float* x, float shift, int64_t n, float* out) {
   Vec total = {};
   sweep(n, [&](int64_t i, auto lanes) {
@@ -218,6 +253,8 @@ constexpr RowKernels row_kernels = {
     .norm_gradient = norm_gradient,
     .silu_mul = silu_mul,
     .silu_mul_gradient = silu_mul_gradient,
+    .gelu_tanh_mul = gelu_tanh_mul,
+    .gelu_tanh_mul_gradient = gelu_tanh_mul_gradient,
     .exp_sum = exp_sum,
     .softcap = softcap,
     .softcap_gradient = softcap_gradient,

@@ -32,6 +32,9 @@ struct RowKernels {
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);
   void (*silu_mul_gradient)(const float* dout, const float* gate, const float* up, int64_t n,
                             float* dgate, float* dup);
+  void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t n, float* out);
+  void (*gelu_tanh_mul_gradient)(const float* dout, const float* gate, const float* up, int64_t n,
+                                 float* dgate, float* dup);
 
   // out = exp(x - shift); returns the sum.
   float (*exp_sum)(const float* x, float shift, int64_t n, float* out);

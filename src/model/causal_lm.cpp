@@ -1,109 +1,66 @@
 // The decoder: forward, backward, parameters.
+#include <cmath>
 #include <string>
 #include <utility>
 
 #include "core/check.h"
+#include "core/visit.h"
 #include "flashmha/model.h"
 
 namespace flashmha::model {
 namespace {
-
-std::unique_ptr<nn::MultiHeadAttention> make_attention(const ModelConfig& config,
-                                                       std::int64_t index) {
-  nn::AttentionConfig attention = config.attention;
-  attention.layer_index = index;
-  if (config.attention_kind == AttentionKind::plain) {
-    return std::make_unique<nn::MultiHeadAttention>(attention, config.dtype, config.device);
-  }
-  return std::make_unique<nn::FlashMultiHeadAttention>(attention, config.dtype, config.device);
-}
 
 // [batch, seqlen, features] -> [batch * seqlen, features].
 TensorView rows(const TensorView& x) {
   return x.reshape({-1, x.size(-1)});
 }
 
+// What embeddings are multiplied by: rounded to the model's dtype, as Transformers does, because
+// checkpoints were trained so.
+float embedding_scale(const ModelConfig& config) {
+  if (!config.scale_embeddings) return 1.0f;
+  const double exact = std::sqrt(static_cast<double>(config.attention.hidden_size));
+  float scale = 0.0f;
+  visit_floating(config.dtype, [&]<class T>(T) {
+    scale = static_cast<float>(static_cast<T>(static_cast<float>(exact)));
+  });
+  return scale;
+}
+
+// The last layer uses the tables of an earlier one that rotates in the same way.
+void share_rotary(std::vector<DecoderLayer>& layers) {
+  nn::MultiHeadAttention& last = *layers.back().self_attn;
+  if (!last.rotary) return;
+  for (const DecoderLayer& layer : layers) {
+    const auto& rotary = layer.self_attn->rotary;
+    if (rotary && rotary->config() == last.rotary->config()) {
+      last.rotary = rotary;
+      return;
+    }
+  }
+}
+
 }  // namespace
-
-std::string_view attention_kind_name(AttentionKind kind) {
-  return kind == AttentionKind::plain ? "plain" : "flash";
-}
-
-ModelConfig default_config() {
-  ModelConfig config{.vocab_size = 2048, .intermediate_size = 1376, .num_layers = 4};
-  config.attention.hidden_size = 512;
-  config.attention.num_heads = 8;
-  config.attention.num_kv_heads = 8;
-  config.attention.head_dim = 64;
-  config.attention.rotary = nn::RotaryConfig{};
-  return config;
-}
-
-// ---- one layer ---------------------------------------------------------------------------------
-
-DecoderLayer::DecoderLayer(const ModelConfig& config, std::int64_t index)
-    : input_layernorm(config.attention.hidden_size, config.rms_norm_eps, config.dtype,
-                      config.device),
-      self_attn(make_attention(config, index)),
-      post_attention_layernorm(config.attention.hidden_size, config.rms_norm_eps, config.dtype,
-                               config.device),
-      mlp(config.attention.hidden_size, config.intermediate_size, /*with_bias=*/false, config.dtype,
-          config.device) {}
-
-Tensor DecoderLayer::forward(Tensor x, nn::AttentionInputs inputs, Saved* saved) const {
-  Tensor normed = input_layernorm.forward(x, saved ? &saved->input_norm : nullptr);
-  inputs.hidden_states = normed;
-  Tensor y = self_attn->forward(inputs, saved ? &saved->attention : nullptr);
-  ops::add(y, x, y);
-  normed = post_attention_layernorm.forward(y, saved ? &saved->post_attention_norm : nullptr);
-  Tensor out = mlp.forward(normed, saved ? &saved->mlp : nullptr);
-  ops::add(out, y, out);
-  if (saved) {
-    saved->x = std::move(x);
-    saved->y = std::move(y);
-  }
-  return out;
-}
-
-Tensor DecoderLayer::backward(const TensorView& dout, nn::AttentionInputs inputs,
-                              const Saved& saved) {
-  Tensor dy;
-  {
-    const Tensor normed = post_attention_layernorm.forward(saved.y);
-    const Tensor dnormed = mlp.backward(dout, normed, saved.mlp);
-    dy = post_attention_layernorm.backward(dnormed, saved.y, saved.post_attention_norm);
-    ops::add(dy, dout, dy);
-  }
-  const Tensor normed = input_layernorm.forward(saved.x);
-  inputs.hidden_states = normed;
-  const Tensor dnormed = self_attn->backward(dy, inputs, saved.attention).hidden_states;
-  Tensor dx = input_layernorm.backward(dnormed, saved.x, saved.input_norm);
-  ops::add(dx, dy, dx);
-  return dx;
-}
-
-void DecoderLayer::visit(const std::string& prefix, const nn::ParameterVisitor& visitor) {
-  input_layernorm.visit(prefix + "input_layernorm.", visitor);
-  self_attn->visit(prefix + "self_attn.", visitor);
-  post_attention_layernorm.visit(prefix + "post_attention_layernorm.", visitor);
-  mlp.visit(prefix + "mlp.", visitor);
-}
-
-// ---- the model ---------------------------------------------------------------------------------
 
 CausalLM::CausalLM(const ModelConfig& config) : config_(config) {
   check(config.vocab_size > 0 && config.intermediate_size > 0 && config.num_layers > 0,
         "[CausalLM] vocab_size ({}), intermediate_size ({}) and num_layers ({}) must be positive",
         config.vocab_size, config.intermediate_size, config.num_layers);
   config_.attention = config.attention.resolved();
+  for (LayerConfig& layer : config_.layers) {
+    if (layer.rotary && layer.rotary->head_dim == 0) {
+      layer.rotary->head_dim = config_.attention.head_dim;
+    }
+  }
+  embedding_scale_ = embedding_scale(config_);
   const std::int64_t hidden_size = config_.attention.hidden_size;
   embed_tokens_.value =
       Tensor::zeros({config.vocab_size, hidden_size}, config.dtype, config.device);
   for (std::int64_t index = 0; index < config.num_layers; ++index) {
     layers_.emplace_back(config_, index);
-    layers_.back().self_attn->rotary = layers_.front().self_attn->rotary;
+    share_rotary(layers_);
   }
-  norm_ = nn::RMSNorm(hidden_size, config.rms_norm_eps, config.dtype, config.device);
+  norm_ = nn::RMSNorm(hidden_size, config.rms_norm, config.dtype, config.device);
   if (!config.tie_word_embeddings) {
     lm_head_.value = Tensor::zeros({config.vocab_size, hidden_size}, config.dtype, config.device);
   }
@@ -118,7 +75,7 @@ Tensor CausalLM::forward(const ModelInputs& inputs, Saved* saved) const {
   const std::int64_t hidden_size = config_.attention.hidden_size;
 
   Tensor x = Tensor::empty({batch, seqlen, hidden_size}, config_.dtype, config_.device);
-  ops::embedding(embed_tokens_.value, clone(inputs.input_ids), x);
+  ops::embedding(embed_tokens_.value, clone(inputs.input_ids), x, embedding_scale_);
   if (saved) {
     saved->layers.clear();
     saved->layers.resize(layers_.size());
@@ -135,6 +92,10 @@ Tensor CausalLM::forward(const ModelInputs& inputs, Saved* saved) const {
       Tensor::empty({batch, last.size(1), config_.vocab_size}, config_.dtype, config_.device);
   ops::matmul(rows(normed), head().value.view().transpose(0, 1), rows(logits));
   if (saved) saved->x = std::move(x);
+  if (config_.logits_softcap > 0.0f) {
+    if (saved) saved->logits = clone(logits);
+    ops::softcap(logits, config_.logits_softcap, logits);
+  }
   return logits;
 }
 
@@ -149,17 +110,24 @@ void CausalLM::backward(const TensorView& dlogits, const ModelInputs& inputs, Sa
 
   Tensor dx = Tensor::empty(saved.x.shape(), config_.dtype, config_.device);
   {
+    TensorView dhead = dlogits;  // gradient of what the head gave
+    if (config_.logits_softcap > 0.0f) {
+      dhead = saved.logits;
+      ops::softcap_backward(dlogits, saved.logits, config_.logits_softcap, dhead);
+    }
     nn::Parameter& weight = config_.tie_word_embeddings ? embed_tokens_ : lm_head_;
     const Tensor normed = norm_.forward(saved.x);
-    ops::matmul(rows(dlogits).transpose(0, 1), rows(normed), weight.gradient_sum(), {.beta = 1.0f});
-    ops::matmul(rows(dlogits), weight.value, rows(dx));
+    ops::matmul(rows(dhead).transpose(0, 1), rows(normed), weight.gradient_sum(), {.beta = 1.0f});
+    ops::matmul(rows(dhead), weight.value, rows(dx));
     dx = norm_.backward(dx, saved.x, saved.norm);
     saved.x = Tensor();
+    saved.logits = Tensor();
   }
   for (std::size_t layer = layers_.size(); layer-- > 0; saved.layers.pop_back()) {
     dx = layers_[layer].backward(dx, attention_inputs(inputs, layer), saved.layers[layer]);
   }
-  ops::embedding_backward(dx, clone(inputs.input_ids), embed_tokens_.gradient_sum());
+  ops::embedding_backward(dx, clone(inputs.input_ids), embed_tokens_.gradient_sum(),
+                          embedding_scale_);
 }
 
 void CausalLM::visit(const nn::ParameterVisitor& visitor) {

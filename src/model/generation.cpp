@@ -52,18 +52,21 @@ std::string_view cache_kind_name(CacheKind kind) {
 }
 
 nn::KVCaches make_caches(const ModelConfig& config, CacheKind kind, std::int64_t capacity) {
-  const std::int64_t window = config.attention.sliding_window;
-  check(kind != CacheKind::sliding_cache || window > 0,
-        "[make_caches] a sliding cache needs a model with a sliding_window; got {}", window);
-  return nn::KVCaches::create(config.num_layers, [&](std::int64_t) -> std::unique_ptr<nn::KVCache> {
+  check(kind != CacheKind::sliding_cache || config.has_sliding_window(),
+        "[make_caches] a sliding cache needs a model with a sliding_window; no layer has one");
+  const auto make = [&](std::int64_t layer) -> std::unique_ptr<nn::KVCache> {
+    const std::int64_t window = config.attention_config(layer).sliding_window;
     switch (kind) {
       case CacheKind::dynamic_cache: return std::make_unique<nn::DynamicKVCache>();
       case CacheKind::static_cache: return std::make_unique<nn::StaticKVCache>(capacity);
-      case CacheKind::sliding_cache: return std::make_unique<nn::SlidingKVCache>(window);
+      case CacheKind::sliding_cache:
+        if (window == 0) return std::make_unique<nn::DynamicKVCache>();
+        return std::make_unique<nn::SlidingKVCache>(window);
       case CacheKind::paged_cache: return std::make_unique<nn::PagedKVCache>(kPageSize);
     }
     return nullptr;
-  });
+  };
+  return nn::KVCaches::create(config.num_layers, make);
 }
 
 Tensor generate(const CausalLM& model, const TensorView& prompts, const TensorView& attention_mask,

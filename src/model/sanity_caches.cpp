@@ -101,7 +101,7 @@ void check_caches(ModelTrio& models, const SanityOptions& options, const CheckRe
 
   std::vector<CacheKind> kinds = {CacheKind::dynamic_cache, CacheKind::static_cache,
                                   CacheKind::paged_cache};
-  if (config.attention.sliding_window > 0) kinds = {CacheKind::sliding_cache};
+  if (config.has_sliding_window()) kinds = {CacheKind::sliding_cache};
   for (const CacheKind kind : kinds) {
     const std::string suffix = fmt::format(", {} cache", cache_kind_name(kind));
     const Tensor flash = logits_through_cache(models.flash, ids, kind);

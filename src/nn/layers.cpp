@@ -2,7 +2,6 @@
 
 #include "core/check.h"
 #include "core/format.h"
-#include "flashmha/ops.h"
 
 namespace flashmha::nn {
 namespace {
@@ -85,9 +84,11 @@ void Linear::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   if (bias.defined()) visitor(prefix + "bias", bias);
 }
 
-RMSNorm::RMSNorm(std::int64_t features, float epsilon, DType dtype, Device device) : eps(epsilon) {
+RMSNorm::RMSNorm(std::int64_t features, const ops::RMSNormOptions& norm_options, DType dtype,
+                 Device device)
+    : options(norm_options) {
   weight.value = Tensor::empty({features}, dtype, device);
-  fill(weight.value, 1.0);
+  fill(weight.value, 1.0 - static_cast<double>(options.weight_offset));
 }
 
 Tensor RMSNorm::forward(const TensorView& x, Saved* saved) const {
@@ -100,13 +101,13 @@ Tensor RMSNorm::forward(const TensorView& x, Saved* saved) const {
     saved->rstd = Tensor::empty(leading, DType::float32, x.device);
     rstd = saved->rstd;
   }
-  ops::rms_norm(x, weight.value, eps, y, rstd);
+  ops::rms_norm(x, weight.value, options, y, rstd);
   return y;
 }
 
 Tensor RMSNorm::backward(const TensorView& dout, const TensorView& x, const Saved& saved) {
   Tensor dx = empty_like(x);
-  ops::rms_norm_backward(dout, x, weight.value, saved.rstd, dx, weight.gradient_sum());
+  ops::rms_norm_backward(dout, x, weight.value, options, saved.rstd, dx, weight.gradient_sum());
   return dx;
 }
 
@@ -114,9 +115,10 @@ void RMSNorm::visit(const std::string& prefix, const ParameterVisitor& visitor) 
   if (weight.defined()) visitor(prefix + "weight", weight);
 }
 
-MLP::MLP(std::int64_t hidden_size, std::int64_t intermediate_size, bool with_bias, DType dtype,
-         Device device)
-    : gate_proj(hidden_size, intermediate_size, with_bias, dtype, device),
+MLP::MLP(std::int64_t hidden_size, std::int64_t intermediate_size, ops::Activation gate_activation,
+         bool with_bias, DType dtype, Device device)
+    : activation(gate_activation),
+      gate_proj(hidden_size, intermediate_size, with_bias, dtype, device),
       up_proj(hidden_size, intermediate_size, with_bias, dtype, device),
       down_proj(intermediate_size, hidden_size, with_bias, dtype, device) {}
 
@@ -124,11 +126,11 @@ Tensor MLP::forward(const TensorView& x, Saved* saved) const {
   Tensor gate = gate_proj.forward(x);
   Tensor up = up_proj.forward(x);
   if (!saved) {
-    ops::silu_mul(gate, up, gate);
+    ops::glu(activation, gate, up, gate);
     return down_proj.forward(gate);
   }
   const Tensor activated = empty_like(gate);
-  ops::silu_mul(gate, up, activated);
+  ops::glu(activation, gate, up, activated);
   saved->gate = std::move(gate);
   saved->up = std::move(up);
   return down_proj.forward(activated);
@@ -137,10 +139,10 @@ Tensor MLP::forward(const TensorView& x, Saved* saved) const {
 // The activation is computed again: it is cheap, and to keep it would cost as much memory as gate.
 Tensor MLP::backward(const TensorView& dout, const TensorView& x, const Saved& saved) {
   const Tensor activated = empty_like(saved.gate);
-  ops::silu_mul(saved.gate, saved.up, activated);
+  ops::glu(activation, saved.gate, saved.up, activated);
   const Tensor dactivated = down_proj.backward(dout, activated);
   const Tensor dgate = empty_like(saved.gate);
-  ops::silu_mul_backward(dactivated, saved.gate, saved.up, dgate, dactivated);
+  ops::glu_backward(activation, dactivated, saved.gate, saved.up, dgate, dactivated);
   Tensor dx = gate_proj.backward(dgate, x);
   up_proj.backward_into(dactivated, x, dx, true);
   return dx;

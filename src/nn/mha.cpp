@@ -111,8 +111,8 @@ MultiHeadAttention::MultiHeadAttention(const AttentionConfig& given, DType dtype
   v_proj = Linear(config.hidden_size, kv_size, config.qkv_bias, dtype, device);
   o_proj = Linear(q_size, config.hidden_size, config.out_bias, dtype, device);
   if (config.qk_norm) {
-    q_norm = RMSNorm(config.head_dim, config.qk_norm_eps, dtype, device);
-    k_norm = RMSNorm(config.head_dim, config.qk_norm_eps, dtype, device);
+    q_norm = RMSNorm(config.head_dim, config.qk_norm_options, dtype, device);
+    k_norm = RMSNorm(config.head_dim, config.qk_norm_options, dtype, device);
   }
   if (config.sinks) sinks.value = Tensor::zeros({config.num_heads}, dtype, device);
   if (config.rotary) rotary = std::make_shared<RotaryEmbedding>(*config.rotary, device);

@@ -55,17 +55,17 @@ void check_norm(std::string_view function, const Named& x, const TensorView& wei
 
 }  // namespace
 
-void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& y,
-              const TensorView& rstd, Stream stream) {
+void rms_norm(const TensorView& x, const TensorView& weight, const RMSNormOptions& options,
+              const TensorView& y, const TensorView& rstd, Stream stream) {
   check_norm("rms_norm", {"x", x}, weight, rstd, {"y", y});
   const OpsTable& table =
       backend("rms_norm", {{"x", x}, {"weight", weight}, {"y", y}, {"rstd", rstd}});
-  if (x.numel() > 0) table.rms_norm(x, weight, eps, y, rstd, stream);
+  if (x.numel() > 0) table.rms_norm(x, weight, options, y, rstd, stream);
 }
 
 void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorView& weight,
-                       const TensorView& rstd, const TensorView& dx, const TensorView& dweight,
-                       Stream stream) {
+                       const RMSNormOptions& options, const TensorView& rstd, const TensorView& dx,
+                       const TensorView& dweight, Stream stream) {
   require_given("rms_norm_backward", {"rstd", rstd});
   check_norm("rms_norm_backward", {"x", x}, weight, rstd, {"dy", dy});
   check_norm("rms_norm_backward", {"x", x}, weight, rstd, {"dx", dx});
@@ -77,7 +77,7 @@ void rms_norm_backward(const TensorView& dy, const TensorView& x, const TensorVi
   const OpsTable& table = backend(
       "rms_norm_backward",
       {{"dy", dy}, {"x", x}, {"weight", weight}, {"rstd", rstd}, {"dx", dx}, {"dweight", dweight}});
-  if (x.numel() > 0) table.rms_norm_backward(dy, x, weight, rstd, dx, dweight, stream);
+  if (x.numel() > 0) table.rms_norm_backward(dy, x, weight, options, rstd, dx, dweight, stream);
 }
 
 namespace {
@@ -94,17 +94,31 @@ const OpsTable& check_elementwise(std::string_view function, std::initializer_li
 
 }  // namespace
 
-void silu_mul(const TensorView& gate, const TensorView& up, const TensorView& out, Stream stream) {
-  const OpsTable& table = check_elementwise("silu_mul", {{"gate", gate}, {"up", up}, {"out", out}});
-  if (out.numel() > 0) table.silu_mul(gate, up, out, stream);
+void glu(Activation activation, const TensorView& gate, const TensorView& up, const TensorView& out,
+         Stream stream) {
+  const OpsTable& table = check_elementwise("glu", {{"gate", gate}, {"up", up}, {"out", out}});
+  if (out.numel() > 0) table.glu(activation, gate, up, out, stream);
 }
 
-void silu_mul_backward(const TensorView& dout, const TensorView& gate, const TensorView& up,
-                       const TensorView& dgate, const TensorView& dup, Stream stream) {
+void glu_backward(Activation activation, const TensorView& dout, const TensorView& gate,
+                  const TensorView& up, const TensorView& dgate, const TensorView& dup,
+                  Stream stream) {
   const OpsTable& table = check_elementwise(
-      "silu_mul_backward",
-      {{"dout", dout}, {"gate", gate}, {"up", up}, {"dgate", dgate}, {"dup", dup}});
-  if (dout.numel() > 0) table.silu_mul_backward(dout, gate, up, dgate, dup, stream);
+      "glu_backward", {{"dout", dout}, {"gate", gate}, {"up", up}, {"dgate", dgate}, {"dup", dup}});
+  if (dout.numel() > 0) table.glu_backward(activation, dout, gate, up, dgate, dup, stream);
+}
+
+void softcap(const TensorView& x, float cap, const TensorView& y, Stream stream) {
+  check(cap > 0.0f, "[softcap] cap ({}) must be positive", cap);
+  const OpsTable& table = check_elementwise("softcap", {{"x", x}, {"y", y}});
+  if (y.numel() > 0) table.softcap(x, cap, y, stream);
+}
+
+void softcap_backward(const TensorView& dy, const TensorView& x, float cap, const TensorView& dx,
+                      Stream stream) {
+  check(cap > 0.0f, "[softcap_backward] cap ({}) must be positive", cap);
+  const OpsTable& table = check_elementwise("softcap_backward", {{"dy", dy}, {"x", x}, {"dx", dx}});
+  if (dx.numel() > 0) table.softcap_backward(dy, x, cap, dx, stream);
 }
 
 void add(const TensorView& a, const TensorView& b, const TensorView& out, Stream stream) {

@@ -51,18 +51,18 @@ void scatter_rows(const TensorView& x, const TensorView& indices, const TensorVi
   if (y.numel() > 0) table.scatter_rows(x, indices, y, stream);
 }
 
-void embedding(const TensorView& table, const TensorView& ids, const TensorView& out,
+void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
                Stream stream) {
   const OpsTable& ops = check_embedding("embedding", {"table", table}, {"out", out}, ids);
-  if (out.numel() > 0) ops.embedding(table, ids, out, stream);
+  if (out.numel() > 0) ops.embedding(table, ids, out, scale, stream);
 }
 
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
-                        Stream stream) {
+                        float scale, Stream stream) {
   require_dtype("embedding_backward", {"dtable", dtable}, DType::float32);
   const OpsTable& ops =
       check_embedding("embedding_backward", {"dtable", dtable}, {"dout", dout}, ids);
-  if (dout.numel() > 0) ops.embedding_backward(dout, ids, dtable, stream);
+  if (dout.numel() > 0) ops.embedding_backward(dout, ids, dtable, scale, stream);
 }
 
 void argmax(const TensorView& x, const TensorView& out, Stream stream) {

@@ -12,8 +12,10 @@ struct OpsTable {
   decltype(&ops::bias_gradient) bias_gradient;
   decltype(&ops::rms_norm) rms_norm;
   decltype(&ops::rms_norm_backward) rms_norm_backward;
-  decltype(&ops::silu_mul) silu_mul;
-  decltype(&ops::silu_mul_backward) silu_mul_backward;
+  decltype(&ops::glu) glu;
+  decltype(&ops::glu_backward) glu_backward;
+  decltype(&ops::softcap) softcap;
+  decltype(&ops::softcap_backward) softcap_backward;
   decltype(&ops::add) add;
   decltype(&ops::rotary) rotary;
   decltype(&ops::rotary_backward) rotary_backward;

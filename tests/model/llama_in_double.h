@@ -81,7 +81,7 @@ class LlamaInDouble {
       for (const double value : row)
         squares += value * value;
       const double scale = 1.0 / std::sqrt(squares / static_cast<double>(row.size()) +
-                                           static_cast<double>(config_.rms_norm_eps));
+                                           static_cast<double>(config_.rms_norm.eps));
       for (std::size_t i = 0; i < row.size(); ++i)
         row[i] *= scale * weight[i];
     }

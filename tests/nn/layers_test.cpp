@@ -41,7 +41,7 @@ TEST(Linear, ForwardBackwardAndAccumulation) {
 
 TEST(MLP, GradientsByFiniteDifferences) {
   Random random;
-  nn::MLP mlp(5, 7, false, DType::float32);
+  nn::MLP mlp(5, 7, ops::Activation::silu, false, DType::float32);
   randomise(mlp, random);
   const Tensor x = random.normal({3, 5}), dout = random.normal({3, 5});
   const auto product = [](const Values& a, const Values& w, std::size_t in, std::size_t out) {

@@ -1,4 +1,6 @@
 #include <cmath>
+#include <numbers>
+#include <numeric>
 
 #include "flashmha/ops.h"
 #include "tests/nn/support.h"
@@ -6,7 +8,7 @@
 namespace flashmha::tests {
 namespace {
 
-Values rms_norm_in_double(const Values& x, const Values& weight, double eps) {
+Values rms_norm_in_double(const Values& x, const Values& weight, double eps, double offset = 0.0) {
   const std::size_t n = weight.size();
   Values y(x.size());
   for (std::size_t row = 0; row < x.size(); row += n) {
@@ -15,7 +17,7 @@ Values rms_norm_in_double(const Values& x, const Values& weight, double eps) {
       squares += x[row + j] * x[row + j];
     const double scale = 1.0 / std::sqrt(squares / static_cast<double>(n) + eps);
     for (std::size_t j = 0; j < n; ++j)
-      y[row + j] = x[row + j] * scale * weight[j];
+      y[row + j] = x[row + j] * scale * (weight[j] + offset);
   }
   return y;
 }
@@ -26,9 +28,12 @@ TEST(RMSNormOp, ForwardInEveryDtype) {
     const Tensor x = random.normal({3, 5, 37}, dtype);
     const Tensor weight = random.normal({37}, dtype);
     const Tensor y = poisoned(x.shape(), dtype);
-    ops::rms_norm(x, weight, 1e-3f, y);
+    ops::rms_norm(x, weight, {.eps = 1e-3f}, y);
     const double tolerance = dtype == DType::float32 ? 1e-5 : 1.0 / 128;
-    expect_near(y, rms_norm_in_double(values_of(x), values_of(weight), 1e-3), tolerance, "y");
+    const Values vx = values_of(x), vw = values_of(weight);
+    expect_near(y, rms_norm_in_double(vx, vw, 1e-3), tolerance, "y");
+    ops::rms_norm(x, weight, {.eps = 1e-3f, .weight_offset = 1.0f}, y);
+    expect_near(y, rms_norm_in_double(vx, vw, 1e-3, 1.0), tolerance, "y with an offset");
   }
 }
 
@@ -39,23 +44,22 @@ TEST(RMSNormOp, GradientsByFiniteDifferences) {
   const Tensor dy = random.normal({70, 11});
   const Tensor y = poisoned({70, 11}), rstd = poisoned({70}), dx = poisoned({70, 11});
   const Tensor dweight = Tensor::zeros({11}, DType::float32);
-  fill(dweight, 3.0);  // gradients are added to
-  ops::rms_norm(x, weight, 1e-2f, y, rstd);
-  ops::rms_norm_backward(dy, x, weight, rstd, dx, dweight);
   const Values vx = values_of(x), vw = values_of(weight);
-  const auto by_x = [&](const Values& v) {
-    return weighted_sum(dy, rms_norm_in_double(v, vw, 1e-2));
-  };
-  const auto by_weight = [&](const Values& v) {
-    return weighted_sum(dy, rms_norm_in_double(vx, v, 1e-2)) + 3.0 * [&] {
-      double sum = 0.0;
-      for (const double w : v)
-        sum += w;
-      return sum;
-    }();
-  };
-  expect_near(dx, numeric_gradient(by_x, vx), 1e-4, "dx");
-  expect_near(dweight, numeric_gradient(by_weight, vw), 1e-4, "dweight");
+  for (const float offset : {0.0f, 1.0f}) {
+    fill(dweight, 3.0);  // gradients are added to
+    const ops::RMSNormOptions options{.eps = 1e-2f, .weight_offset = offset};
+    ops::rms_norm(x, weight, options, y, rstd);
+    ops::rms_norm_backward(dy, x, weight, options, rstd, dx, dweight);
+    const auto loss = [&](const Values& at_x, const Values& at_weight) {
+      return weighted_sum(dy, rms_norm_in_double(at_x, at_weight, 1e-2, double(offset)));
+    };
+    const auto by_x = [&](const Values& v) { return loss(v, vw); };
+    const auto by_weight = [&](const Values& v) {
+      return loss(vx, v) + 3.0 * std::accumulate(v.begin(), v.end(), 0.0);
+    };
+    expect_near(dx, numeric_gradient(by_x, vx), 1e-4, "dx");
+    expect_near(dweight, numeric_gradient(by_weight, vw), 1e-4, "dweight");
+  }
 }
 
 TEST(RMSNormOp, StridedRowsInPlaceAndThreads) {
@@ -65,18 +69,18 @@ TEST(RMSNormOp, StridedRowsInPlaceAndThreads) {
   const Values expected =
       rms_norm_in_double(values_of(packed.view().select(2, 1)), values_of(weight), 1e-6);
   const Tensor before = clone(packed);
-  ops::rms_norm(packed.view().select(2, 1), weight, 1e-6f, packed.view().select(2, 1));
+  ops::rms_norm(packed.view().select(2, 1), weight, {}, packed.view().select(2, 1));
   expect_near(packed.view().select(2, 1), expected, 1e-5, "part");
   expect_same_bits(packed.view().select(2, 0), before.view().select(2, 0), "neighbour");
 
   const Tensor rstd = poisoned({4, 90});
-  ops::rms_norm(before.view().select(2, 1), weight, 1e-6f, packed.view().select(2, 1), rstd);
+  ops::rms_norm(before.view().select(2, 1), weight, {}, packed.view().select(2, 1), rstd);
   const Tensor dx1 = poisoned({4, 90, 64}), dx4 = poisoned({4, 90, 64});
   const Tensor dw1 = Tensor::zeros({64}, DType::float32);
   const Tensor dw4 = Tensor::zeros({64}, DType::float32);
   const TensorView x = before.view().select(2, 1), dy = before.view().select(2, 0);
-  with_threads(1, [&] { ops::rms_norm_backward(dy, x, weight, rstd, dx1, dw1); });
-  with_threads(4, [&] { ops::rms_norm_backward(dy, x, weight, rstd, dx4, dw4); });
+  with_threads(1, [&] { ops::rms_norm_backward(dy, x, weight, {}, rstd, dx1, dw1); });
+  with_threads(4, [&] { ops::rms_norm_backward(dy, x, weight, {}, rstd, dx4, dw4); });
   expect_same_bits(dx1, dx4, "dx");
   expect_same_bits(dw1, dw4, "dweight");
 }
@@ -84,44 +88,85 @@ TEST(RMSNormOp, StridedRowsInPlaceAndThreads) {
 TEST(RMSNormOp, SaysWhatDoesNotFit) {
   const Tensor x = Tensor::zeros({2, 8}, DType::float32);
   const Tensor weight = Tensor::zeros({7}, DType::float32);
-  expect_error([&] { ops::rms_norm(x, weight, 1e-6f, x); },
+  expect_error([&] { ops::rms_norm(x, weight, {}, x); },
                {"[rms_norm]", "weight must have shape [8]", "[7]"});
 }
 
-double silu(double x) {
-  return x / (1.0 + std::exp(-x));
+double activate(ops::Activation activation, double x) {
+  if (activation == ops::Activation::silu) return x / (1.0 + std::exp(-x));
+  const double u = std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x);
+  return 0.5 * x * (1.0 + std::tanh(u));
 }
 
-TEST(SiluMul, ForwardAndGradients) {
+TEST(Glu, ForwardAndGradients) {
   Random random;
-  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
-    const double tolerance = dtype == DType::float32 ? 1e-5 : 1.0 / 64;
-    const Tensor gate = random.normal({3, 701}, dtype, 3.0);
-    const Tensor up = random.normal({3, 701}, dtype);
-    const Tensor dout = random.normal({3, 701}, dtype);
-    const Tensor out = poisoned({3, 701}, dtype);
-    const Tensor dgate = poisoned({3, 701}, dtype), dup = poisoned({3, 701}, dtype);
-    ops::silu_mul(gate, up, out);
-    ops::silu_mul_backward(dout, gate, up, dgate, dup);
-    const Values g = values_of(gate), u = values_of(up), d = values_of(dout);
-    Values expected(g.size()), expected_gate(g.size()), expected_up(g.size());
-    for (std::size_t i = 0; i < g.size(); ++i) {
-      expected[i] = silu(g[i]) * u[i];
-      expected_up[i] = d[i] * silu(g[i]);
-      expected_gate[i] = d[i] * u[i] * (silu(g[i] + 1e-6) - silu(g[i] - 1e-6)) / 2e-6;
+  for (const ops::Activation activation : {ops::Activation::silu, ops::Activation::gelu_tanh}) {
+    for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+      const double tolerance = dtype == DType::float32 ? 1e-5 : 1.0 / 64;
+      const Tensor gate = random.normal({3, 701}, dtype, 3.0);
+      const Tensor up = random.normal({3, 701}, dtype);
+      const Tensor dout = random.normal({3, 701}, dtype);
+      const Tensor out = poisoned({3, 701}, dtype);
+      const Tensor dgate = poisoned({3, 701}, dtype), dup = poisoned({3, 701}, dtype);
+      ops::glu(activation, gate, up, out);
+      ops::glu_backward(activation, dout, gate, up, dgate, dup);
+      const Values g = values_of(gate), u = values_of(up), d = values_of(dout);
+      Values expected(g.size()), expected_gate(g.size()), expected_up(g.size());
+      for (std::size_t i = 0; i < g.size(); ++i) {
+        const double below = activate(activation, g[i] - 1e-6);
+        const double above = activate(activation, g[i] + 1e-6);
+        expected[i] = activate(activation, g[i]) * u[i];
+        expected_up[i] = d[i] * activate(activation, g[i]);
+        expected_gate[i] = d[i] * u[i] * (above - below) / 2e-6;
+      }
+      expect_near(out, expected, tolerance, "out");
+      expect_near(dgate, expected_gate, tolerance, "dgate");
+      expect_near(dup, expected_up, tolerance, "dup");
     }
-    expect_near(out, expected, tolerance, "out");
-    expect_near(dgate, expected_gate, tolerance, "dgate");
-    expect_near(dup, expected_up, tolerance, "dup");
   }
 }
 
-TEST(SiluMul, ExtremeGates) {
-  const Tensor gate = Tensor::from({-1e30f, -200.0f, -90.0f, 0.0f, 90.0f, 1e30f}, {6});
-  const Tensor up = Tensor::from({1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f}, {6});
-  const Tensor out = poisoned({6});
-  ops::silu_mul(gate, up, out);
-  expect_near(out, Values{0, 0, 0, 0, 90, 1e30}, 1e-6, "out");
+TEST(Glu, ExtremeGates) {
+  const Tensor gate = Tensor::from({-1e30f, -200.0f, -90.0f, 0.0f, 90.0f, 1e30f, NAN}, {7});
+  const Tensor ones = Tensor::from({1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f}, {7});
+  for (const ops::Activation activation : {ops::Activation::silu, ops::Activation::gelu_tanh}) {
+    const Tensor out = poisoned({7}), dgate = poisoned({7}), dup = poisoned({7});
+    ops::glu(activation, gate, ones, out);
+    ops::glu_backward(activation, ones, gate, ones, dgate, dup);
+    expect_near(out, Values{0, 0, 0, 0, 90, 1e30, NAN}, 1e-6, "out");
+    expect_near(dgate, Values{0, 0, 0, 0.5, 1, 1, NAN}, 1e-6, "dgate");
+    expect_near(dup, values_of(out), 1e-6, "dup");
+  }
+}
+
+TEST(Softcap, ForwardAndGradientInPlace) {
+  Random random;
+  for (const DType dtype : {DType::float32, DType::bfloat16}) {
+    const double tolerance = dtype == DType::float32 ? 1e-5 : 1.0 / 64;
+    const Tensor x = random.normal({3, 701}, dtype, 20.0);
+    const Tensor dy = random.normal({3, 701}, dtype);
+    const Values vx = values_of(x), d = values_of(dy);
+    Values expected(vx.size()), gradient(vx.size());
+    for (std::size_t i = 0; i < vx.size(); ++i) {
+      const double t = std::tanh(vx[i] / 7.0);
+      expected[i] = 7.0 * t;
+      gradient[i] = d[i] * (1.0 - t * t);
+    }
+    const Tensor y = poisoned({3, 701}, dtype), dx = clone(x);
+    ops::softcap(x, 7.0f, y);
+    expect_near(y, expected, tolerance, "y");
+    ops::softcap_backward(dy, x, 7.0f, dy);
+    expect_near(dy, gradient, tolerance, "dx");
+    copy(random.normal({3, 701}, dtype), dy);  // dx may be x too
+    const Tensor apart = poisoned({3, 701}, dtype);
+    ops::softcap_backward(dy, x, 7.0f, apart);
+    ops::softcap_backward(dy, dx, 7.0f, dx);
+    expect_same_bits(dx, apart, "dx in place of x");
+    ops::softcap(x, 7.0f, x);
+    expect_same_bits(x, y, "y in place of x");
+  }
+  const Tensor x = Tensor::zeros({2}, DType::float32);
+  expect_error([&] { ops::softcap(x, 0.0f, x); }, {"[softcap]", "cap (0) must be positive"});
 }
 
 TEST(Add, MixedDtypesAndAliases) {

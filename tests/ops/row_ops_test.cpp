@@ -61,6 +61,19 @@ TEST(Embedding, ForwardAndAccumulatedGradient) {
   with_threads(4, [&] { ops::embedding_backward(dout, ids, many); });
   expect_near(one, expected, 1e-5, "dtable");
   expect_same_bits(one, many, "threads");
+
+  constexpr float kScale = 2.75f;  // exact with bfloat16's 8 bits in float32
+  ops::embedding(table, ids, out, kScale);
+  const Tensor dtable = Tensor::zeros({10, 300}, DType::float32);
+  ops::embedding_backward(dout, ids, dtable, kScale);
+  Values scaled(3000);
+  for (std::size_t i = 0; i < 80 * 300; ++i) {
+    looked_up[i] *= double(kScale);
+    scaled[static_cast<std::size_t>(ids.as<std::int64_t>()[i / 300]) * 300 + i % 300] +=
+        double(kScale) * d[i];
+  }
+  expect_near(out, looked_up, 0.0, "scaled out");
+  expect_near(dtable, scaled, 1e-5, "dtable of a scaled embedding");
   const Tensor outside = Tensor::from({std::int32_t{10}}, {1});
   expect_error(
       [&] {

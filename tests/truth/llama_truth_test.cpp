@@ -60,7 +60,7 @@ class Decoder : public testing::TestWithParam<std::tuple<std::size_t, AttentionK
         .vocab_size = theirs.at("vocab_size"),
         .intermediate_size = theirs.at("intermediate_size"),
         .num_layers = theirs.at("num_hidden_layers"),
-        .rms_norm_eps = theirs.at("rms_norm_eps"),
+        .rms_norm = {.eps = theirs.at("rms_norm_eps")},
         .tie_word_embeddings = theirs.at("tie_word_embeddings"),
         .attention_kind = kind,
         .attention = {.hidden_size = theirs.at("hidden_size"),
@@ -69,7 +69,7 @@ class Decoder : public testing::TestWithParam<std::tuple<std::size_t, AttentionK
                       .head_dim = theirs.at("head_dim"),
                       .qkv_bias = name == "Qwen2",
                       .qk_norm = name == "Qwen3",
-                      .qk_norm_eps = theirs.at("rms_norm_eps"),
+                      .qk_norm_options = {.eps = theirs.at("rms_norm_eps")},
                       .sliding_window = theirs.value("sliding_window", std::int64_t{0}),
                       .rotary = rotary_config(theirs, theirs.at("rope_parameters"))},
     };
