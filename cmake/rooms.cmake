@@ -7,7 +7,7 @@ function(flashmha_room name)
   add_library(flashmha_${name} OBJECT ${room_SOURCES})
   target_include_directories(flashmha_${name} PRIVATE "${PROJECT_SOURCE_DIR}/include"
                                                       "${PROJECT_SOURCE_DIR}/src")
-  target_link_libraries(flashmha_${name} PRIVATE flashmha_build_options flashmha_text
+  target_link_libraries(flashmha_${name} PRIVATE flashmha_build_options flashmha_fmt
                                                  Threads::Threads ${room_LIBRARIES})
   set_property(GLOBAL APPEND PROPERTY FLASHMHA_ROOM_TARGETS flashmha_${name})
 endfunction()
@@ -24,7 +24,8 @@ function(flashmha_library)
   target_include_directories(flashmha PUBLIC "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>"
                                              "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>")
   target_link_libraries(flashmha PUBLIC Threads::Threads
-                                 PRIVATE $<BUILD_INTERFACE:flashmha_build_options>)
+                                 PRIVATE $<BUILD_INTERFACE:flashmha_build_options>
+                                         ${FLASHMHA_LINKED})
   include(package)
 endfunction()
 
@@ -50,7 +51,7 @@ function(flashmha_test name)
   target_compile_definitions(${name}_test
                              PRIVATE FLASHMHA_TESTS_DIR="${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(${name}_test PRIVATE FlashMHA::flashmha flashmha_build_options
-                                             flashmha_text ${test_LIBRARIES}
+                                             flashmha_fmt ${test_LIBRARIES}
                                              GTest::gtest_main)
   set(rows "A?.*:A??.*:B?.*:B??.*:C?.*")
   set(common DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60

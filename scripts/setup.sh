@@ -5,9 +5,10 @@ set -eu
 
 purpose=${1:?"usage: scripts/setup.sh run|test"}
 
-packages="cmake ninja-build libdlpack-dev libfmt-dev libcli11-dev nlohmann-json3-dev"
+packages="cmake ninja-build pkg-config libdlpack-dev libfmt-dev libcli11-dev nlohmann-json3-dev
+  libutf8proc-dev"
 if [ "$purpose" = test ]; then
-  packages="$packages libgtest-dev pkg-config clang-format clang-tidy"
+  packages="$packages libgtest-dev clang-format clang-tidy"
 fi
 command -v c++ >/dev/null || packages="g++ $packages"
 

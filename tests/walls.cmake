@@ -1,8 +1,8 @@
 # Who may include whom:  cmake -D ROOT=<source tree> -P tests/walls.cmake
 #
 # Left may include right, never back: apps -> model -> nn -> ops -> attention -> core, and the
-# backends (reference, cpu, no_cuda) -> {attention, ops, core}; model -> io -> core. Two kinds of
-# headers are checked:
+# backends (reference, cpu, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
+# kinds of headers are checked:
 #   "flashmha/x.h"  public, belongs to the room named below
 #   "room/x.h"      private, for the room itself and, where a seam is listed, for the rooms named
 cmake_minimum_required(VERSION 3.25)
@@ -12,6 +12,7 @@ set(public_of_attention attention plan)
 set(public_of_ops ops)
 set(public_of_nn kv_cache layers mha nn padding plain_attention rotary)
 set(public_of_model checkpoint generation model sanity training)
+set(public_of_text tokenizer)
 set(public_of_all flashmha)  # includes the others; for users
 
 # Public headers of these rooms may be included...
@@ -23,9 +24,10 @@ set(cpu_sees attention ops core)
 set(no_cuda_sees attention ops core)
 set(nn_sees nn ops attention core)
 set(io_sees io core)
-set(model_sees model io nn ops attention core)
-set(apps_sees all model io nn ops attention core)
-set(all_sees nn ops attention core)
+set(text_sees text io core)
+set(model_sees model text io nn ops attention core)
+set(apps_sees all model text io nn ops attention core)
+set(all_sees text nn ops attention core)
 
 # ...and private headers of other rooms only through these seams.
 set(seams
@@ -38,7 +40,7 @@ set(seams
 set(violations "")
 
 function(room_of_public header result)
-  foreach(room core io attention ops nn model all)
+  foreach(room core io attention ops text nn model all)
     if(header IN_LIST public_of_${room})
       set(${result} ${room} PARENT_SCOPE)
       return()

@@ -7,4 +7,5 @@
 #include "flashmha/error.h"
 #include "flashmha/plan.h"
 #include "flashmha/tensor.h"
+#include "flashmha/tokenizer.h"
 #include "flashmha/version.h"

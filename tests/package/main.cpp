@@ -7,6 +7,7 @@
 #include <vector>
 
 bool refuses_bad_input();  // other.cpp: all public headers in a second file of the same program
+bool tokenizes();          // which needs the libraries that FlashMHA needs
 
 int main() {
   constexpr std::int64_t kSeqlen = 4;
@@ -32,7 +33,7 @@ int main() {
       return 1;
     }
   }
-  if (!refuses_bad_input()) return 1;
+  if (!refuses_bad_input() || !tokenizes()) return 1;
   std::printf("FlashMHA %s works\n", std::string(flashmha::kVersion).c_str());
   return 0;
 }

@@ -14,3 +14,8 @@ bool refuses_bad_input() {
   }
   return false;
 }
+
+bool tokenizes() {
+  const auto tokenizer = flashmha::text::Tokenizer::bytes();
+  return tokenizer.decode(tokenizer.encode("FlashMHA")) == "FlashMHA";
+}

@@ -5,16 +5,16 @@
 # weak symbols that get along with a user's own fmt.
 find_package(fmt REQUIRED)
 
-add_library(flashmha_text INTERFACE)
+add_library(flashmha_fmt INTERFACE)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT BUILD_SHARED_LIBS)
   get_target_property(fmt_include fmt::fmt-header-only INTERFACE_INCLUDE_DIRECTORIES)
-  target_include_directories(flashmha_text SYSTEM INTERFACE ${fmt_include})
-  file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/text.cpp"
+  target_include_directories(flashmha_fmt SYSTEM INTERFACE ${fmt_include})
+  file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/fmt.cpp"
        CONTENT "#include <fmt/format.h>\n#include <fmt/ranges.h>\n")
-  add_library(flashmha_text_engine OBJECT "${PROJECT_BINARY_DIR}/text.cpp")
-  target_compile_options(flashmha_text_engine PRIVATE -fno-inline -fkeep-inline-functions)
-  target_link_libraries(flashmha_text_engine PRIVATE fmt::fmt-header-only)
-  set_property(GLOBAL APPEND PROPERTY FLASHMHA_ROOM_TARGETS flashmha_text_engine)
+  add_library(flashmha_fmt_engine OBJECT "${PROJECT_BINARY_DIR}/fmt.cpp")
+  target_compile_options(flashmha_fmt_engine PRIVATE -fno-inline -fkeep-inline-functions)
+  target_link_libraries(flashmha_fmt_engine PRIVATE fmt::fmt-header-only)
+  set_property(GLOBAL APPEND PROPERTY FLASHMHA_ROOM_TARGETS flashmha_fmt_engine)
 else()
-  target_link_libraries(flashmha_text INTERFACE fmt::fmt-header-only)
+  target_link_libraries(flashmha_fmt INTERFACE fmt::fmt-header-only)
 endif()
