@@ -48,7 +48,7 @@ function(check_total what most)
   endif()
 endfunction()
 
-set(host_rooms core io attention ops reference no_cuda text nn model)
+set(host_rooms core io attention ops reference no_cuda text nn model train)
 list(TRANSFORM host_rooms REPLACE "(.+)" "src/\\1/*.h;src/\\1/*.cpp" OUTPUT_VARIABLE host_globs)
 check_files(400 include/*.h ${host_globs})
 check_files(600 src/cpu/*.h src/cpu/*.cpp)  # files of kernels

@@ -1,7 +1,7 @@
 # Who may include whom:  cmake -D ROOT=<source tree> -P tests/walls.cmake
 #
-# Left may include right, never back: apps -> model -> nn -> ops -> attention -> core, and the
-# backends (reference, cpu, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
+# Left may include right, never back: apps -> train -> model -> nn -> ops -> attention -> core, and
+# the backends (reference, cpu, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
 # kinds of headers are checked:
 #   "flashmha/x.h"  public, belongs to the room named below
 #   "room/x.h"      private, for the room itself and, where a seam is listed, for the rooms named
@@ -14,6 +14,7 @@ set(public_of_ops ops)
 set(public_of_nn kv_cache layers mha nn padding plain_attention rotary)
 set(public_of_model checkpoint generation model sanity training)
 set(public_of_text tokenizer)
+set(public_of_train dataset trainer)
 set(public_of_all flashmha)  # includes the others; for users
 
 # Public headers of these rooms may be included...
@@ -27,8 +28,9 @@ set(nn_sees nn ops attention core)
 set(io_sees io core)
 set(text_sees text io core)
 set(model_sees model text io nn ops attention core)
-set(apps_sees all model text io nn ops attention core)
-set(all_sees model text io nn ops attention core)
+set(train_sees train model text io nn ops attention core)
+set(apps_sees all train model text io nn ops attention core)
+set(all_sees train model text io nn ops attention core)
 
 # ...and private headers of other rooms only through these seams.
 set(seams
@@ -36,12 +38,13 @@ set(seams
     "(reference|cpu|no_cuda) -> attention/(mask|philox|registry|sequence)\\.h"
     "(reference|cpu|no_cuda) -> ops/table\\.h"
     "[a-z_]+ -> io/(file|json|safetensors_write)\\.h"
+    "train -> model/mix\\.h"
     "apps -> cpu/(isa|kernel_table|machine_probe)\\.h")  # info, and the peak that shares refer to
 
 set(violations "")
 
 function(room_of_public header result)
-  foreach(room core io attention ops text nn model all)
+  foreach(room core io attention ops text nn model train all)
     if(header IN_LIST public_of_${room})
       set(${result} ${room} PARENT_SCOPE)
       return()

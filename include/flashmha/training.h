@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -39,20 +40,29 @@ struct OptimizerOptions {
 };
 
 // AdamW (Loshchilov & Hutter 2019) with float32 moments, and float32 master weights for 16-bit
-// parameters. The model must outlive it.
+// parameters. The model must outlive it. Throws invalid_argument for options out of range.
 class AdamW {
  public:
   explicit AdamW(CausalLM& model, const OptimizerOptions& options = {});
 
   // Updates all parameters from their gradients, then zeroes the gradients. Parameters that have no
-  // gradient are left alone. Returns the norm of the whole gradient before clipping.
+  // gradient are left alone. Returns the norm of the whole gradient before clipping. If that is not
+  // finite nothing is changed, and the gradients are there to be looked at.
   double step();
 
   void set_learning_rate(float learning_rate) { options_.learning_rate = learning_rate; }
   std::int64_t num_steps() const { return num_steps_; }
 
+  // Everything but the parameters that the next step depends on is num_steps and these tensors:
+  // "NAME.moment1", "NAME.moment2" and, for 16-bit parameters, "NAME.master", for every parameter
+  // NAME in the model's order. Writing to them and resume() restore a state.
+  void visit_state(const std::function<void(const std::string&, const TensorView&)>& visitor) const;
+  // The next step counts as number num_steps + 1.
+  void resume(std::int64_t num_steps) { num_steps_ = num_steps; }
+
  private:
   struct Slot {
+    std::string name;
     nn::Parameter* parameter;
     Tensor moment1;
     Tensor moment2;
@@ -65,8 +75,15 @@ class AdamW {
   std::int64_t num_steps_ = 0;
 };
 
-// Forward, loss and backward: adds the gradients of scale * loss. Accumulate over micro-batches
-// with scale = 1 / number of them.
+// The loss of the model's logits, with targets int64 [batch * seqlen] as of shift_labels.
+Loss compute_loss(const CausalLM& model, const ModelInputs& inputs, const TensorView& targets);
+
+// The same, and adds the gradients of scale * loss. The gradient of the mean over all tokens of
+// several micro-batches needs scale = its share of their counted tokens for each of them.
+Loss compute_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& targets,
+                       float scale = 1.0f);
+
+// compute_gradients with the targets of shift_labels.
 Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& labels,
                           float scale = 1.0f);
 

@@ -1,6 +1,7 @@
 // Loss, AdamW and a training step.
 #include "flashmha/training.h"
 
+#include <cmath>
 #include <utility>
 
 #include "core/check.h"
@@ -42,10 +43,18 @@ Loss cross_entropy(const TensorView& logits, const TensorView& targets, const Te
 
 AdamW::AdamW(CausalLM& model, const OptimizerOptions& options)
     : options_(options), norm_(Tensor::zeros({1}, DType::float32, model.config().device)) {
-  model.visit([&](const std::string&, nn::Parameter& parameter) {
+  check(options.beta1 >= 0.0f && options.beta1 < 1.0f && options.beta2 >= 0.0f &&
+            options.beta2 < 1.0f,
+        "[AdamW] beta1 ({}) and beta2 ({}) must be in [0, 1)", options.beta1, options.beta2);
+  check(options.eps > 0.0f && options.weight_decay >= 0.0f && options.max_gradient_norm >= 0.0f,
+        "[AdamW] eps ({}) must be positive, weight_decay ({}) and max_gradient_norm ({}) not "
+        "negative",
+        options.eps, options.weight_decay, options.max_gradient_norm);
+  model.visit([&](const std::string& name, nn::Parameter& parameter) {
     const Tensor& value = parameter.value;
     slots_.push_back(
-        {.parameter = &parameter,
+        {.name = name,
+         .parameter = &parameter,
          .moment1 = Tensor::zeros(value.shape(), DType::float32, value.device()),
          .moment2 = Tensor::zeros(value.shape(), DType::float32, value.device()),
          .master = value.dtype() == DType::float32 ? Tensor() : cast(value, DType::float32)});
@@ -58,6 +67,8 @@ double AdamW::step() {
     if (slot.parameter->gradient.defined()) gradients.push_back(slot.parameter->gradient);
   }
   ops::gradient_norm(gradients, norm_);
+  const double norm = norm_.as<float>()[0];
+  if (!std::isfinite(norm)) return norm;
   ++num_steps_;
   for (const Slot& slot : slots_) {
     if (!slot.parameter->gradient.defined()) continue;
@@ -77,7 +88,29 @@ double AdamW::step() {
                 .gradient_norm = norm_});
     slot.parameter->zero_gradient();
   }
-  return norm_.as<float>()[0];
+  return norm;
+}
+
+void AdamW::visit_state(
+    const std::function<void(const std::string&, const TensorView&)>& visitor) const {
+  for (const Slot& slot : slots_) {
+    visitor(slot.name + ".moment1", slot.moment1);
+    visitor(slot.name + ".moment2", slot.moment2);
+    if (slot.master.defined()) visitor(slot.name + ".master", slot.master);
+  }
+}
+
+Loss compute_loss(const CausalLM& model, const ModelInputs& inputs, const TensorView& targets) {
+  return cross_entropy(model.forward(inputs), targets);
+}
+
+Loss compute_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& targets,
+                       float scale) {
+  CausalLM::Saved saved;
+  const Tensor logits = model.forward(inputs, &saved);
+  const Loss loss = cross_entropy(logits, targets, /*dlogits=*/logits, scale);
+  model.backward(logits, inputs, std::move(saved));
+  return loss;
 }
 
 Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& labels,
@@ -85,12 +118,7 @@ Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const Tens
   check(labels.shape == inputs.input_ids.shape,
         "[accumulate_gradients] labels must have the shape of input_ids; got {} and {}",
         to_string(labels), to_string(inputs.input_ids));
-  const Tensor targets = shift_labels(labels, inputs.packed);
-  CausalLM::Saved saved;
-  const Tensor logits = model.forward(inputs, &saved);
-  const Loss loss = cross_entropy(logits, targets, /*dlogits=*/logits, scale);
-  model.backward(logits, inputs, std::move(saved));
-  return loss;
+  return compute_gradients(model, inputs, shift_labels(labels, inputs.packed), scale);
 }
 
 Loss training_step(CausalLM& model, AdamW& optimizer, const ModelInputs& inputs,

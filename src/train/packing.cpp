@@ -35,31 +35,26 @@ std::vector<PackedDataset::Piece> PackedDataset::cut() const {
 void PackedDataset::pack(const std::vector<Piece>& pieces) {
   std::vector<std::size_t> order(pieces.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) {
-    return pieces[a].length > pieces[b].length;
-  });
-  struct Room {
-    std::int64_t free;
-    std::size_t row;
-    auto operator<=>(const Room&) const = default;
-  };
-  std::set<Room> rooms;  // of the rows that are not full
+  std::ranges::stable_sort(
+      order, [&](std::size_t a, std::size_t b) { return pieces[a].length > pieces[b].length; });
+  using Room = std::pair<std::int64_t, std::size_t>;  // free positions, row
+  std::set<Room> rooms;                               // of the rows that are not full
   std::vector<std::size_t> row_of(pieces.size());
   std::vector<std::int64_t> row_sizes;  // in pieces
   for (const std::size_t piece : order) {
-    Room room{.free = seq_length_, .row = row_sizes.size()};
-    if (const auto best = rooms.lower_bound({.free = pieces[piece].length, .row = 0});
-        best != rooms.end()) {
+    Room room{seq_length_, row_sizes.size()};
+    if (const auto best = rooms.lower_bound({pieces[piece].length, 0}); best != rooms.end()) {
       room = *best;
       rooms.erase(best);
     } else {
       row_sizes.push_back(0);
     }
-    row_of[piece] = room.row;
-    ++row_sizes[room.row];
+    auto& [free, row] = room;
+    row_of[piece] = row;
+    ++row_sizes[row];
     num_targets_ += pieces[piece].length;
-    room.free -= pieces[piece].length;
-    if (room.free > 0) rooms.insert(room);
+    free -= pieces[piece].length;
+    if (free > 0) rooms.insert(room);
   }
 
   row_starts_.assign(1, 0);
@@ -76,8 +71,9 @@ std::span<const PackedDataset::Piece> PackedDataset::pieces_of(std::int64_t sequ
   check(sequence >= 0 && sequence < num_sequences(),
         "[PackedDataset] sequence ({}) must be in [0, {})", sequence, num_sequences());
   const auto row = static_cast<std::size_t>(sequence);
-  return std::span(pieces_).subspan(static_cast<std::size_t>(row_starts_[row]),
-                                    static_cast<std::size_t>(row_starts_[row + 1] - row_starts_[row]));
+  return std::span(pieces_).subspan(
+      static_cast<std::size_t>(row_starts_[row]),
+      static_cast<std::size_t>(row_starts_[row + 1] - row_starts_[row]));
 }
 
 std::int64_t PackedDataset::num_targets(std::int64_t sequence) const {

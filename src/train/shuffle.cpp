@@ -8,7 +8,8 @@ namespace flashmha::train {
 Shuffle::Shuffle(std::int64_t count, std::uint64_t seed, std::uint64_t epoch)
     : count_(static_cast<std::uint64_t>(count)), key_(model::mix(model::mix(seed) + epoch)) {
   check(count >= 0, "[Shuffle] count ({}) must not be negative", count);
-  while (half_bits_ < 32 && (std::uint64_t{1} << (2 * half_bits_)) < count_) ++half_bits_;
+  while (half_bits_ < 32 && (std::uint64_t{1} << (2 * half_bits_)) < count_)
+    ++half_bits_;
 }
 
 std::int64_t Shuffle::operator()(std::int64_t position) const {

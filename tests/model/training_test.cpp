@@ -211,6 +211,55 @@ TEST(AdamW, LeavesParametersWithoutGradientAlone) {
   }
 }
 
+// Nothing is spoilt by a gradient that is NaN or infinite, and it can still be looked at.
+TEST(AdamW, LeavesEverythingAloneWhenTheGradientIsNotFinite) {
+  for (const double poison :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    CausalLM model(tiny_config());
+    model.init_weights(test_seed());
+    CausalLM before(tiny_config());
+    copy_weights(model, before);
+    model::AdamW optimizer(model);
+    fill(gradients_of(model).at("model.norm.weight").slice(0, 3, 4), poison);
+    EXPECT_FALSE(std::isfinite(optimizer.step()));
+    EXPECT_EQ(optimizer.num_steps(), 0);
+    for (const auto& [name, view] : weights_of(model)) {
+      EXPECT_EQ(model::relative_error(view, weights_of(before).at(name)), 0.0) << name;
+    }
+    EXPECT_FALSE(std::isfinite(gradients_of(model).at("model.norm.weight").as<float>()[3]));
+  }
+}
+
+// An optimiser that was given the state of another goes on with the same bits.
+TEST(AdamW, ContinuesFromItsState) {
+  ModelConfig config = tiny_config();
+  config.dtype = DType::bfloat16;
+  CausalLM one(config);
+  one.init_weights(test_seed());
+  CausalLM two(config);
+  model::AdamW first(one);
+  model::AdamW second(two);
+  const Tensor ids = random_ids(4, 8, 50, test_seed() + 1);
+  for (int step = 0; step < 3; ++step)
+    training_step(one, first, {.input_ids = ids}, ids);
+
+  copy_weights(one, two);
+  std::map<std::string, TensorView> state;
+  first.visit_state(
+      [&](const std::string& name, const TensorView& tensor) { state[name] = tensor; });
+  EXPECT_EQ(state.size(), 3 * weights_of(one).size());
+  second.visit_state(
+      [&](const std::string& name, const TensorView& tensor) { copy(state.at(name), tensor); });
+  second.resume(first.num_steps());
+  for (int step = 0; step < 2; ++step) {
+    training_step(one, first, {.input_ids = ids}, ids);
+    training_step(two, second, {.input_ids = ids}, ids);
+  }
+  for (const auto& [name, view] : weights_of(one)) {
+    EXPECT_EQ(model::relative_error(weights_of(two).at(name), view), 0.0) << name;
+  }
+}
+
 TEST(Training, MicroBatchesAddUpToTheBatch) {
   CausalLM whole(tiny_config());
   whole.init_weights(test_seed());
