@@ -1,34 +1,14 @@
-// Dropout as a pure function of (seed, offset, batch, head, row, column).
-//
-// Philox-4x32 with 7 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": the
-// fewest rounds that pass BigCrush). One call gives 128 bits = eight 16-bit draws, for eight
-// neighbouring columns.
+// Dropout as a pure function of (seed, offset, batch, head, row, column): one call of Philox gives
+// eight 16-bit draws, for eight neighbouring columns.
 #pragma once
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 
+#include "core/philox.h"
 #include "flashmha/attention.h"
 
 namespace flashmha {
-
-using PhiloxBlock = std::array<std::uint32_t, 4>;
-
-constexpr PhiloxBlock philox4x32(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
-  constexpr int kRounds = 7;
-  for (int round = 0; round < kRounds; ++round) {
-    const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
-    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
-    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0,
-               static_cast<std::uint32_t>(product1),
-               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1,
-               static_cast<std::uint32_t>(product0)};
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return counter;
-}
 
 // The dropout decisions of one (batch, head): which columns of a row are kept.
 class DropoutRows {

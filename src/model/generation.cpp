@@ -1,42 +1,191 @@
-// Greedy generation.
+// Greedy and sampled generation, and what all kinds of generation check.
 #include "flashmha/generation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
-#include <vector>
+#include <numeric>
 
 #include "core/check.h"
+#include "core/parallel.h"
+#include "model/generation_batch.h"
 
 namespace flashmha::model {
 namespace {
 
 constexpr std::int64_t kPageSize = 16;
 
-// The mask of prompts and of everything that will be generated: int64 [batch, length].
-Tensor extended_mask(const TensorView& mask, std::int64_t length) {
-  Tensor extended = Tensor::empty({mask.size(0), length}, DType::int64, mask.device);
-  fill(extended, 1.0);
-  copy(mask, extended.view().slice(1, 0, mask.size(1)));
-  const TensorView last = extended.view().select(1, mask.size(1) - 1);
-  for (std::int64_t row = 0; row < mask.size(0); ++row) {
-    check(last.as<std::int64_t>()[row * last.stride(0)] != 0,
-          "[generate] prompts must be padded on the left; the last token of row {} is padding",
-          row);
+void check_options(const GenerationOptions& options, std::int64_t vocab_size) {
+  check(options.max_new_tokens >= 0, "[generate] max_new_tokens must not be negative; got {}",
+        options.max_new_tokens);
+  check_sampling(options.sampling);
+  for (const std::int64_t token : options.stop_token_ids) {
+    check(token >= 0 && token < vocab_size, "[generate] stop_token_ids must be in [0, {}); got {}",
+          vocab_size, token);
   }
-  return extended;
+  check(options.num_beams >= 1 && options.num_return_sequences >= 1,
+        "[generate] num_beams ({}) and num_return_sequences ({}) must be positive",
+        options.num_beams, options.num_return_sequences);
+  const bool sampled = options.sampling.temperature > 0.0;
+  if (options.num_beams == 1) {
+    check(sampled || options.num_return_sequences == 1,
+          "[generate] num_return_sequences ({}) needs num_beams or a temperature above 0: greedy "
+          "generation gives one sequence",
+          options.num_return_sequences);
+    return;
+  }
+  check(options.num_return_sequences <= options.num_beams,
+        "[generate] num_return_sequences ({}) must be at most num_beams ({})",
+        options.num_return_sequences, options.num_beams);
+  check(!sampled, "[generate] num_beams ({}) excludes a temperature above 0; got {}",
+        options.num_beams, options.sampling.temperature);
+  check(!options.on_token,
+        "[generate] num_beams ({}) excludes on_token: which tokens stay is known at the end only",
+        options.num_beams);
+  check(std::isfinite(options.length_penalty), "[generate] length_penalty must be finite; got {}",
+        options.length_penalty);
 }
 
-// Replaces the new tokens of finished rows by padding; true once all rows are finished.
-bool finish_rows(const TensorView& column, const GenerationOptions& options,
-                 std::vector<bool>& finished) {
-  if (!options.eos_token_id) return false;
-  for (std::size_t row = 0; row < finished.size(); ++row) {
-    std::int64_t& token =
-        column.as<std::int64_t>()[static_cast<std::int64_t>(row) * column.stride(0)];
-    if (finished[row]) token = options.pad_token_id;
-    finished[row] = finished[row] || token == *options.eos_token_id;
+void check_prompts(std::span<const Tokens> prompts, std::int64_t vocab_size) {
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    check(!prompts[i].empty(), "[generate] prompt {} must have at least one token", i);
+    for (const std::int64_t token : prompts[i]) {
+      check(token >= 0 && token < vocab_size,
+            "[generate] tokens of prompt {} must be in [0, {}); got {}", i, vocab_size, token);
+    }
   }
-  return std::ranges::all_of(finished, [](bool done) { return done; });
+}
+
+// The most likely tokens; logits [rows, 1, vocab_size]. argmax takes a NaN for the largest, so that
+// a look at the chosen one finds it.
+Tokens most_likely_tokens(const TensorView& logits) {
+  const Tensor chosen = Tensor::empty({logits.size(0), 1}, DType::int32);
+  ops::argmax(logits, chosen);
+  Tokens tokens;
+  for (std::int64_t row = 0; row < logits.size(0); ++row) {
+    const std::int64_t token = chosen.as<std::int32_t>()[row];
+    const Tensor logit = cast(logits.select(0, row).slice(1, token, token + 1), DType::float32);
+    check(std::isfinite(*logit.as<float>()),
+          "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}",
+          row, *logit.as<float>(), token);
+    tokens.push_back(token);
+  }
+  return tokens;
+}
+
+// Rows of the batch that are being sampled, and the result that each belongs to.
+class SamplingLoop {
+ public:
+  SamplingLoop(GenerationBatch& batch, const GenerationOptions& options)
+      : batch_(batch), options_(options) {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t prompt = 0; prompt < batch.num_rows(); ++prompt) {
+      for (std::int64_t i = 0; i < options.num_return_sequences; ++i) {
+        rows.push_back(prompt);
+        results_.push_back({.prompt = prompt});
+      }
+    }
+    first_selection_ = std::move(rows);
+    row_results_.resize(results_.size());
+    std::iota(row_results_.begin(), row_results_.end(), std::size_t{0});
+  }
+
+  std::vector<Generated> run() {
+    for (std::int64_t step = 0; step < options_.max_new_tokens && !row_results_.empty(); ++step) {
+      const Tokens tokens = choose(batch_.next_logits(), step);
+      advance(tokens, step);
+    }
+    return std::move(results_);
+  }
+
+ private:
+  // One token for each row. In the first step a prompt's sequences share its logits.
+  Tokens choose(const Tensor& logits, std::int64_t step) const {
+    const SamplingOptions& sampling = options_.sampling;
+    if (sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0) {
+      return most_likely_tokens(logits);
+    }
+    const Tensor scores = cast(logits, DType::float32);
+    const auto vocab_size = static_cast<std::size_t>(scores.size(2));
+    Tokens tokens(row_results_.size());
+    parallel_for(std::ssize(tokens), num_threads(), [&](std::int64_t row, int) {
+      const auto r = static_cast<std::size_t>(row);
+      const std::int64_t source = step == 0 ? first_selection_[r] : row;
+      const float* first = scores.as<float>() + source * scores.size(2);
+      tokens[r] = sample_token(
+          {first, vocab_size}, batch_.tokens(source), sampling,
+          {.row = options_.first_row + row_results_[r], .step = static_cast<std::uint64_t>(step)});
+    });
+    return tokens;
+  }
+
+  // Appends the tokens; finished rows leave the batch.
+  void advance(const Tokens& tokens, std::int64_t step) {
+    std::vector<std::int64_t> kept;
+    std::vector<std::size_t> kept_results;
+    Tokens kept_tokens;
+    for (std::size_t row = 0; row < tokens.size(); ++row) {
+      if (finishes(row_results_[row], tokens[row])) continue;
+      kept.push_back(step == 0 ? first_selection_[row] : static_cast<std::int64_t>(row));
+      kept_results.push_back(row_results_[row]);
+      kept_tokens.push_back(tokens[row]);
+    }
+    row_results_ = std::move(kept_results);
+    if (row_results_.empty()) return;
+    if (step == 0 || kept.size() < tokens.size()) batch_.select(kept);
+    batch_.append(kept_tokens);
+  }
+
+  bool finishes(std::size_t index, std::int64_t token) {
+    Generated& result = results_[index];
+    result.tokens.push_back(token);
+    const bool goes_on =
+        !options_.on_token || options_.on_token(static_cast<std::int64_t>(index), token);
+    if (std::ranges::find(options_.stop_token_ids, token) != options_.stop_token_ids.end()) {
+      result.finish_reason = FinishReason::stop_token;
+    } else if (!goes_on) {
+      result.finish_reason = FinishReason::callback;
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  GenerationBatch& batch_;
+  const GenerationOptions& options_;
+  std::vector<std::int64_t> first_selection_;  // the prompt of every result
+  std::vector<Generated> results_;
+  std::vector<std::size_t> row_results_;  // of every row of the batch
+};
+
+std::vector<Generated> generate_rows(const CausalLM& model, std::span<const Tokens> prompts,
+                                     nn::KVCaches* caches, const GenerationOptions& options) {
+  check_options(options, model.config().vocab_size);
+  check_prompts(prompts, model.config().vocab_size);
+  if (prompts.empty()) return {};
+  GenerationBatch batch(model, prompts, options.max_new_tokens, caches);
+  if (options.num_beams > 1 && options.max_new_tokens > 0) return beam_search(batch, options);
+  return SamplingLoop(batch, options).run();
+}
+
+// The real tokens of every row.
+std::vector<Tokens> rows_of(const TensorView& prompts, const TensorView& attention_mask) {
+  const Tensor ids = cast(prompts, DType::int64);
+  Tensor mask;
+  if (attention_mask.defined()) {
+    mask = Tensor::empty(prompts.shape, DType::int64);
+    copy(attention_mask, mask);
+  }
+  const std::int64_t seqlen = prompts.size(1);
+  std::vector<Tokens> rows(static_cast<std::size_t>(prompts.size(0)));
+  for (std::int64_t i = 0; i < ids.numel(); ++i) {
+    const bool real = !mask.defined() || mask.as<std::int64_t>()[i] != 0;
+    if (real) rows[static_cast<std::size_t>(i / seqlen)].push_back(ids.as<std::int64_t>()[i]);
+    check(real || (i + 1) % seqlen != 0,
+          "[generate] prompts must be padded on the left; the last token of row {} is padding",
+          i / seqlen);
+  }
+  return rows;
 }
 
 }  // namespace
@@ -47,6 +196,16 @@ std::string_view cache_kind_name(CacheKind kind) {
     case CacheKind::static_cache: return "static";
     case CacheKind::sliding_cache: return "sliding";
     case CacheKind::paged_cache: return "paged";
+  }
+  return "unknown";
+}
+
+std::string_view finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::length: return "length";
+    case FinishReason::stop_token: return "stop_token";
+    case FinishReason::stop_string: return "stop_string";
+    case FinishReason::callback: return "callback";
   }
   return "unknown";
 }
@@ -69,42 +228,43 @@ nn::KVCaches make_caches(const ModelConfig& config, CacheKind kind, std::int64_t
   return nn::KVCaches::create(config.num_layers, make);
 }
 
+std::vector<Generated> generate(const CausalLM& model,
+                                std::span<const std::vector<std::int64_t>> prompts,
+                                const GenerationOptions& options) {
+  if (!options.cache) return generate_rows(model, prompts, nullptr, options);
+  std::int64_t longest = 1;
+  for (const Tokens& prompt : prompts)
+    longest = std::max<std::int64_t>(longest, std::ssize(prompt));
+  const std::int64_t new_tokens = std::max<std::int64_t>(options.max_new_tokens, 0);
+  nn::KVCaches caches = make_caches(model.config(), *options.cache, longest + new_tokens);
+  return generate_rows(model, prompts, &caches, options);
+}
+
 Tensor generate(const CausalLM& model, const TensorView& prompts, const TensorView& attention_mask,
                 nn::KVCaches* caches, const GenerationOptions& options) {
   check(prompts.rank() == 2 && prompts.numel() > 0,
         "[generate] prompts must be [batch, seqlen], not empty; got {}", to_string(prompts));
-  check(options.max_new_tokens >= 0, "[generate] max_new_tokens must not be negative; got {}",
-        options.max_new_tokens);
   check(!attention_mask.defined() || attention_mask.shape == prompts.shape,
         "[generate] attention_mask must have the shape of prompts; got {} and {}",
         to_string(attention_mask), to_string(prompts));
   check(!caches || caches->seqlen() == 0, "[generate] caches must be empty; they hold {} tokens",
         caches ? caches->seqlen() : 0);
-  const std::int64_t batch = prompts.size(0);
+  const std::vector<Tokens> rows = rows_of(prompts, attention_mask);
+  const std::vector<Generated> results = generate_rows(model, rows, caches, options);
+
   const std::int64_t prompt_seqlen = prompts.size(1);
-  const std::int64_t max_seqlen = prompt_seqlen + options.max_new_tokens;
-
-  const Tensor tokens = Tensor::empty({batch, max_seqlen}, DType::int64, prompts.device);
-  copy(prompts, tokens.view().slice(1, 0, prompt_seqlen));
-  const Tensor mask =
-      attention_mask.defined() ? extended_mask(attention_mask, max_seqlen) : Tensor();
-  const Tensor next = Tensor::empty({batch, 1}, DType::int32, prompts.device);
-  std::vector<bool> finished(static_cast<std::size_t>(batch), false);
-
-  std::int64_t seqlen = prompt_seqlen;
-  for (bool done = false; seqlen < max_seqlen && !done; ++seqlen) {
-    const std::int64_t seen = caches ? caches->seqlen() : 0;
-    const Tensor logits = model.forward(
-        {.input_ids = tokens.view().slice(1, seen, seqlen),
-         .attention_mask = mask.defined() ? mask.view().slice(1, 0, seqlen) : TensorView(),
-         .caches = caches,
-         .last_logits_only = true});
-    ops::argmax(logits, next);
-    const TensorView column = tokens.view().slice(1, seqlen, seqlen + 1);
-    copy(next, column);
-    done = finish_rows(column, options, finished);
+  std::int64_t most = 0;
+  for (const Generated& result : results)
+    most = std::max<std::int64_t>(most, std::ssize(result.tokens));
+  Tensor tokens = Tensor::empty({std::ssize(results), prompt_seqlen + most}, DType::int64);
+  fill(tokens, static_cast<double>(options.pad_token_id));
+  for (std::int64_t row = 0; row < tokens.size(0); ++row) {
+    const Generated& result = results[static_cast<std::size_t>(row)];
+    const TensorView line = tokens.view().select(0, row);
+    copy(prompts.select(0, result.prompt), line.slice(0, 0, prompt_seqlen));
+    std::ranges::copy(result.tokens, line.as<std::int64_t>() + prompt_seqlen);
   }
-  return clone(tokens.view().slice(1, 0, seqlen));
+  return tokens;
 }
 
 }  // namespace flashmha::model

@@ -95,8 +95,9 @@ TEST(Generation, RowsStopAtTheEndToken) {
   const auto length_until = [&](const Tokens& tokens) {
     return std::min<std::ptrdiff_t>(std::ranges::find(tokens, end) - tokens.begin() + 1, 10);
   };
-  const Tensor stopped = generate(model, prompts, {}, nullptr,
-                                  {.max_new_tokens = 10, .eos_token_id = end, .pad_token_id = 49});
+  const Tensor stopped =
+      generate(model, prompts, {}, nullptr,
+               {.max_new_tokens = 10, .stop_token_ids = {end}, .pad_token_id = 49});
   EXPECT_EQ(stopped.size(1), 6 + std::max(length_until(first), length_until(second)));
   const Tokens row = row_of(stopped, 0, 6);
   for (std::size_t i = 0; i < row.size(); ++i) {

@@ -1,0 +1,47 @@
+// The rows that are being continued, and what the model has seen of them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "flashmha/generation.h"
+
+namespace flashmha::model {
+
+using Tokens = std::vector<std::int64_t>;
+
+class GenerationBatch {
+ public:
+  // prompts: checked, none empty. Shorter ones are padded on the left. caches empty, or null.
+  GenerationBatch(const CausalLM& model, std::span<const Tokens> prompts,
+                  std::int64_t max_new_tokens, nn::KVCaches* caches);
+
+  std::int64_t num_rows() const { return static_cast<std::int64_t>(rows_.size()); }
+  // Prompt and new tokens.
+  std::span<const std::int64_t> tokens(std::int64_t row) const {
+    return rows_[static_cast<std::size_t>(row)];
+  }
+
+  // Logits [num_rows, 1, vocab_size] of the next token, in the model's dtype.
+  Tensor next_logits() const;
+
+  // Row r becomes what row rows[r] was; rows may come twice or not at all.
+  void select(std::span<const std::int64_t> rows);
+  // One token for each row.
+  void append(std::span<const std::int64_t> tokens);
+
+ private:
+  bool is_padded() const { return mask_.defined(); }
+
+  const CausalLM* model_;
+  nn::KVCaches* caches_;
+  std::vector<Tokens> rows_;
+  std::int64_t seqlen_;  // of every row, padding included
+  Tensor mask_;          // int64 [num_rows, longest possible]; defined if a row is padded
+};
+
+// Beam search over the prompts' rows; results as generate gives them.
+std::vector<Generated> beam_search(GenerationBatch& batch, const GenerationOptions& options);
+
+}  // namespace flashmha::model
