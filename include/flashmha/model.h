@@ -42,6 +42,7 @@ std::string_view attention_kind_name(AttentionKind kind);
 struct LayerConfig {
   std::int64_t sliding_window = 0;           // keys that a token sees, itself included; 0: all
   std::optional<nn::RotaryConfig> rotary{};  // not given: no rotation
+  bool operator==(const LayerConfig&) const = default;
 };
 
 struct ModelConfig {

@@ -46,6 +46,7 @@ struct RMSNormOptions {
   float eps = 1e-6f;
   float weight_offset = 0.0f;  // added to the weights in float32; 1 in Gemma, whose weights are
                                // stored as differences from 1
+  bool operator==(const RMSNormOptions&) const = default;
 };
 
 // y = x / sqrt(mean(x^2) + eps) * (weight + weight_offset) over the last dimension (Zhang &

@@ -3,6 +3,7 @@
 
 #include "core/check.h"
 #include "flashmha/model.h"
+#include "model/config_json.h"
 
 namespace flashmha::model {
 
@@ -29,6 +30,16 @@ nn::AttentionConfig ModelConfig::attention_config(std::int64_t layer) const {
 bool ModelConfig::has_sliding_window() const {
   if (layers.empty()) return attention.sliding_window > 0;
   return std::ranges::any_of(layers, [](const LayerConfig& own) { return own.sliding_window > 0; });
+}
+
+void make_uniform(ModelConfig& config) {
+  if (config.layers.empty()) return;
+  const LayerConfig& first = config.layers.front();
+  const auto same = [&](const LayerConfig& layer) { return layer == first; };
+  if (!std::ranges::all_of(config.layers, same)) return;
+  config.attention.sliding_window = first.sliding_window;
+  config.attention.rotary = first.rotary;
+  config.layers.clear();
 }
 
 ModelConfig default_config() {
