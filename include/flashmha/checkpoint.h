@@ -3,7 +3,13 @@
 //   const std::unique_ptr<model::CausalLM> model = model::load_pretrained("Llama-3.2-1B");
 //   model::save_pretrained(*model, "copy");
 //
-// Weights are in model.safetensors, or in several files that model.safetensors.index.json lists.
+// Weights lie in model.safetensors, or in several files that model.safetensors.index.json lists; if
+// both are there, the first counts. Each tensor must be there under its parameter's name
+// (flashmha/model.h) and in its shape, in any floating type; what is missing, unexpected or of
+// another shape is refused by name. Three exceptions:
+//   - tensors named *.rotary_emb.inv_freq are ignored: they follow from the config;
+//   - files of a bare decoder, whose names lack "model.", are read as if they had it;
+//   - a lm_head.weight is accepted in a tied model if it equals model.embed_tokens.weight.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +41,23 @@ struct LoadOptions {
 std::unique_ptr<CausalLM> load_pretrained(const std::string& directory,
                                           const LoadOptions& options = {});
 
+// Replaces the weights of a model by those of a directory, whose config.json is not looked at. On
+// an error of a file or a tensor that is checked beforehand, all but failing disks, the model is
+// unchanged. Throws as load_pretrained.
+void load_weights(CausalLM& model, const std::string& directory);
+
 struct SaveOptions {
-  // Tensors are spread over several files such that none has more bytes, one tensor at least.
+  // Weights are spread over several files such that none has more bytes of tensors; a single larger
+  // tensor has a file of its own.
   std::int64_t max_shard_bytes = 5'000'000'000;
 };
 
-// Writes config.json and the weights; other files of the directory stay as they are. The directory
-// is made if there is none.
+// Writes config.json and the weights, in the model's dtype, into the directory, which is made if
+// there is none; its other files stay as they are. Everything is written and on the disk under
+// temporary names before anything is replaced: on an error, a full disk for one, and if the process
+// dies, the directory still has the old weights, all of them, or the new ones. (config.json is
+// replaced just before: only if it says something else than before can a death in that moment leave
+// a directory whose two parts do not belong together.) Throws io.
 void save_pretrained(CausalLM& model, const std::string& directory,
                      const SaveOptions& options = {});
 

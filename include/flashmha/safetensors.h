@@ -27,6 +27,7 @@ struct SafetensorsEntry {
   std::string dtype;                // the format's word: "F32", "BF16", "F8_E4M3", "U8", ...
   std::vector<std::int64_t> shape;  // of any rank; empty: a single number
   std::span<const std::byte> data;  // in the mapped file: row-major, little-endian
+  std::optional<DType> nearest;     // what read() gives by itself; none: it refuses
 
   std::int64_t numel() const;
 };

@@ -67,7 +67,8 @@ std::uint64_t expected_bytes(const JsonObject& entry, const std::vector<std::int
 
 SafetensorsEntry parse_entry(const std::string& name, const JsonObject& entry,
                              std::span<const std::byte> data) {
-  SafetensorsEntry result{.name = name, .dtype = entry.text("dtype"), .shape = {}, .data = {}};
+  SafetensorsEntry result{
+      .name = name, .dtype = entry.text("dtype"), .shape = {}, .data = {}, .nearest = {}};
   for (const auto& [key, value] : entry.value().items()) {
     if (key != "dtype" && key != "shape" && key != "data_offsets") {
       entry.refuse(key, "is no field of the format");
@@ -92,6 +93,7 @@ SafetensorsEntry parse_entry(const std::string& name, const JsonObject& entry,
   check(end - begin == expected, "{}: {} has {} bytes, but {} [{}] needs {}", entry.where(),
         quote(name), end - begin, result.dtype, fmt::join(result.shape, ","), expected);
   result.data = data.subspan(begin, end - begin);
+  if (type->storage != Storage::sized) result.nearest = type->nearest;
   return result;
 }
 
