@@ -12,7 +12,8 @@ set(public_of_attention attention plan)
 set(public_of_io safetensors)
 set(public_of_ops ops)
 set(public_of_nn kv_cache layers mha nn padding plain_attention rotary)
-set(public_of_model checkpoint generation model sampling sanity training)
+set(public_of_model checkpoint generation model sampling sanity text_generation
+                    training)
 set(public_of_text tokenizer)
 set(public_of_train dataset trainer)
 set(public_of_all flashmha)  # includes the others; for users

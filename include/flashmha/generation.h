@@ -67,10 +67,16 @@ struct GenerationOptions {
 
   // Called with every token when it is chosen, row by row in each step; false ends the row.
   std::function<bool(std::int64_t row, std::int64_t token)> on_token;
+  // Called at the end of every step, the first is 0: for progress and times.
+  std::function<void(std::int64_t step)> on_step;
 
   // What generate(prompts) makes for the call; nullopt: none, every step computes everything.
   std::optional<CacheKind> cache = CacheKind::dynamic_cache;
 };
+
+// Throws invalid_argument for options that are out of range or exclude each other; generate does it
+// first.
+void check_generation(const GenerationOptions& options);
 
 // What follows a prompt.
 struct Generated {
@@ -82,8 +88,8 @@ struct Generated {
 
 // Continues every prompt, each at least one token of [0, vocab_size). num_return_sequences results
 // a prompt, in the order of the prompts; those of beam search by falling score (and fewer, if there
-// are not so many sequences at all). Throws invalid_argument for options that are out of range or
-// exclude each other, and if the model's logits are NaN or +inf.
+// are not so many sequences at all). Throws invalid_argument for bad options, stop tokens or
+// prompts, and if the model's logits are NaN or +inf.
 std::vector<Generated> generate(const CausalLM& model,
                                 std::span<const std::vector<std::int64_t>> prompts,
                                 const GenerationOptions& options = {});

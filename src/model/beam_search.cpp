@@ -183,6 +183,7 @@ std::vector<Generated> beam_search(GenerationBatch& batch, const GenerationOptio
         tokens.push_back(beam.token);
       }
     }
+    if (options.on_step) options.on_step(length - 1);
     if (selected.empty()) break;
     batch.select(selected);
     batch.append(tokens);

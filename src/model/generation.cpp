@@ -15,38 +15,12 @@ namespace {
 
 constexpr std::int64_t kPageSize = 16;
 
-void check_options(const GenerationOptions& options, std::int64_t vocab_size) {
-  check(options.max_new_tokens >= 0, "[generate] max_new_tokens must not be negative; got {}",
-        options.max_new_tokens);
-  check_sampling(options.sampling);
+void check_tokens(std::span<const Tokens> prompts, const GenerationOptions& options,
+                  std::int64_t vocab_size) {
   for (const std::int64_t token : options.stop_token_ids) {
     check(token >= 0 && token < vocab_size, "[generate] stop_token_ids must be in [0, {}); got {}",
           vocab_size, token);
   }
-  check(options.num_beams >= 1 && options.num_return_sequences >= 1,
-        "[generate] num_beams ({}) and num_return_sequences ({}) must be positive",
-        options.num_beams, options.num_return_sequences);
-  const bool sampled = options.sampling.temperature > 0.0;
-  if (options.num_beams == 1) {
-    check(sampled || options.num_return_sequences == 1,
-          "[generate] num_return_sequences ({}) needs num_beams or a temperature above 0: greedy "
-          "generation gives one sequence",
-          options.num_return_sequences);
-    return;
-  }
-  check(options.num_return_sequences <= options.num_beams,
-        "[generate] num_return_sequences ({}) must be at most num_beams ({})",
-        options.num_return_sequences, options.num_beams);
-  check(!sampled, "[generate] num_beams ({}) excludes a temperature above 0; got {}",
-        options.num_beams, options.sampling.temperature);
-  check(!options.on_token,
-        "[generate] num_beams ({}) excludes on_token: which tokens stay is known at the end only",
-        options.num_beams);
-  check(std::isfinite(options.length_penalty), "[generate] length_penalty must be finite; got {}",
-        options.length_penalty);
-}
-
-void check_prompts(std::span<const Tokens> prompts, std::int64_t vocab_size) {
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     check(!prompts[i].empty(), "[generate] prompt {} must have at least one token", i);
     for (const std::int64_t token : prompts[i]) {
@@ -94,6 +68,7 @@ class SamplingLoop {
     for (std::int64_t step = 0; step < options_.max_new_tokens && !row_results_.empty(); ++step) {
       const Tokens tokens = choose(batch_.next_logits(), step);
       advance(tokens, step);
+      if (options_.on_step) options_.on_step(step);
     }
     return std::move(results_);
   }
@@ -160,10 +135,10 @@ class SamplingLoop {
 
 std::vector<Generated> generate_rows(const CausalLM& model, std::span<const Tokens> prompts,
                                      nn::KVCaches* caches, const GenerationOptions& options) {
-  check_options(options, model.config().vocab_size);
-  check_prompts(prompts, model.config().vocab_size);
+  check_generation(options);
+  check_tokens(prompts, options, model.config().vocab_size);
   if (prompts.empty()) return {};
-  GenerationBatch batch(model, prompts, options.max_new_tokens, caches);
+  GenerationBatch batch(model, prompts, caches);
   if (options.num_beams > 1 && options.max_new_tokens > 0) return beam_search(batch, options);
   return SamplingLoop(batch, options).run();
 }
@@ -228,15 +203,43 @@ nn::KVCaches make_caches(const ModelConfig& config, CacheKind kind, std::int64_t
   return nn::KVCaches::create(config.num_layers, make);
 }
 
+void check_generation(const GenerationOptions& options) {
+  check(options.max_new_tokens >= 0, "[generate] max_new_tokens must not be negative; got {}",
+        options.max_new_tokens);
+  check_sampling(options.sampling);
+  check(options.num_beams >= 1 && options.num_return_sequences >= 1,
+        "[generate] num_beams ({}) and num_return_sequences ({}) must be positive",
+        options.num_beams, options.num_return_sequences);
+  const bool sampled = options.sampling.temperature > 0.0;
+  if (options.num_beams == 1) {
+    check(sampled || options.num_return_sequences == 1,
+          "[generate] num_return_sequences ({}) needs num_beams or a temperature above 0: greedy "
+          "generation gives one sequence",
+          options.num_return_sequences);
+    return;
+  }
+  check(options.num_return_sequences <= options.num_beams,
+        "[generate] num_return_sequences ({}) must be at most num_beams ({})",
+        options.num_return_sequences, options.num_beams);
+  check(!sampled, "[generate] num_beams ({}) excludes a temperature above 0; got {}",
+        options.num_beams, options.sampling.temperature);
+  check(!options.on_token,
+        "[generate] num_beams ({}) excludes on_token: which tokens stay is known at the end only",
+        options.num_beams);
+  check(std::isfinite(options.length_penalty), "[generate] length_penalty must be finite; got {}",
+        options.length_penalty);
+}
+
 std::vector<Generated> generate(const CausalLM& model,
                                 std::span<const std::vector<std::int64_t>> prompts,
                                 const GenerationOptions& options) {
+  check_generation(options);
   if (!options.cache) return generate_rows(model, prompts, nullptr, options);
   std::int64_t longest = 1;
   for (const Tokens& prompt : prompts)
     longest = std::max<std::int64_t>(longest, std::ssize(prompt));
-  const std::int64_t new_tokens = std::max<std::int64_t>(options.max_new_tokens, 0);
-  nn::KVCaches caches = make_caches(model.config(), *options.cache, longest + new_tokens);
+  nn::KVCaches caches =
+      make_caches(model.config(), *options.cache, longest + options.max_new_tokens);
   return generate_rows(model, prompts, &caches, options);
 }
 

@@ -14,8 +14,7 @@ using Tokens = std::vector<std::int64_t>;
 class GenerationBatch {
  public:
   // prompts: checked, none empty. Shorter ones are padded on the left. caches empty, or null.
-  GenerationBatch(const CausalLM& model, std::span<const Tokens> prompts,
-                  std::int64_t max_new_tokens, nn::KVCaches* caches);
+  GenerationBatch(const CausalLM& model, std::span<const Tokens> prompts, nn::KVCaches* caches);
 
   std::int64_t num_rows() const { return static_cast<std::int64_t>(rows_.size()); }
   // Prompt and new tokens.
@@ -32,13 +31,12 @@ class GenerationBatch {
   void append(std::span<const std::int64_t> tokens);
 
  private:
-  bool is_padded() const { return mask_.defined(); }
+  Tensor left_padding_mask() const;
 
   const CausalLM* model_;
   nn::KVCaches* caches_;
   std::vector<Tokens> rows_;
   std::int64_t seqlen_;  // of every row, padding included
-  Tensor mask_;          // int64 [num_rows, longest possible]; defined if a row is padded
 };
 
 // Beam search over the prompts' rows; results as generate gives them.

@@ -1,0 +1,230 @@
+// Text in, text out: streaming, stop strings across tokens, prompts without tokens.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "flashmha/text_generation.h"
+#include "model/stop_strings.h"
+#include "tests/core/expect_error.h"
+#include "tests/model/fixture.h"
+
+namespace flashmha {
+namespace {
+
+using model::CausalLM;
+using model::FinishReason;
+using model::GeneratedText;
+using model::StopStrings;
+using model::TextGenerationOptions;
+using namespace test;
+
+// Where a text ends by the definition: at the first place where a prefix ends with a stop string.
+std::string defined_end(const std::string& text, const std::vector<std::string>& stops) {
+  for (std::size_t length = 0; length <= text.size(); ++length) {
+    const std::string prefix = text.substr(0, length);
+    std::size_t longest = 0;
+    for (const std::string& stop : stops) {
+      if (prefix.ends_with(stop)) longest = std::max(longest, stop.size());
+    }
+    if (longest > 0) return prefix.substr(0, length - longest);
+  }
+  return text;
+}
+
+TEST(StopStrings, are_found_however_a_text_is_cut) {
+  std::mt19937_64 random(test_seed());
+  const auto below = [&](std::size_t count) { return random() % count; };
+  const auto random_text = [&](std::size_t length) {  // few letters: many near misses
+    std::string text;
+    for (std::size_t i = 0; i < length; ++i)
+      text += "ab\n"[below(3)];
+    return text;
+  };
+  int num_found = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const std::string text = random_text(below(40));
+    std::vector<std::string> stops;
+    for (std::size_t i = below(3) + 1; i > 0; --i)
+      stops.push_back(random_text(1 + below(6)));
+    StopStrings matcher(stops);
+    std::string shown, seen;
+    for (std::size_t at = 0; at < text.size();) {
+      const std::size_t length = std::min(text.size() - at, below(5));
+      seen += text.substr(at, length);
+      shown += matcher.push(text.substr(at, length));
+      at += length;
+      const std::string end = defined_end(text, stops);
+      ASSERT_TRUE(end.starts_with(shown)) << "'" << shown << "' is beyond '" << end << "'";
+      // Nothing is held back that cannot begin a stop string.
+      const std::string held = seen.substr(std::min(seen.size(), shown.size()));
+      const bool may_begin = std::ranges::any_of(
+          stops, [&](const std::string& stop) { return stop.starts_with(held); });
+      ASSERT_TRUE(matcher.found() || may_begin) << "'" << held << "' is held back";
+    }
+    shown += matcher.finish();
+    ASSERT_EQ(shown, defined_end(text, stops)) << "text '" << text << "'";
+    ASSERT_EQ(matcher.found(), shown.size() < text.size());
+    num_found += matcher.found();
+  }
+  EXPECT_GT(num_found, 500);
+}
+
+TEST(StopStrings, ends_before_the_longest_of_those_that_end_first) {
+  const std::vector<std::string> stops = {"b", "aab", "xyz"};
+  StopStrings matcher(stops);
+  EXPECT_EQ(matcher.push("1a"), "1");
+  EXPECT_EQ(matcher.push("a"), "");
+  EXPECT_EQ(matcher.push("bxyz"), "");
+  EXPECT_TRUE(matcher.found());
+  EXPECT_EQ(matcher.push("more"), "");
+  EXPECT_EQ(matcher.finish(), "");
+}
+
+model::ModelConfig byte_config() {
+  model::ModelConfig config = tiny_config();
+  config.vocab_size = 257;
+  return config;
+}
+
+class TextGeneration : public testing::Test {
+ protected:
+  TextGeneration() : model_(byte_config()), tokenizer_(text::Tokenizer::bytes()) {
+    model_.init_weights(test_seed());
+  }
+
+  std::vector<GeneratedText> run(const TextGenerationOptions& options) const {
+    return generate_text(model_, tokenizer_, prompts_, options);
+  }
+
+  CausalLM model_;
+  text::Tokenizer tokenizer_;
+  std::vector<std::string> prompts_ = {"Once upon a time", "\xED\x95\x9C\xEA\xB5\xAD", "x"};
+};
+
+TEST_F(TextGeneration, is_the_text_of_the_tokens) {
+  const model::GenerationOptions generation{.max_new_tokens = 24,
+                                            .sampling = {.temperature = 1.5, .seed = test_seed()}};
+  const std::vector<GeneratedText> results = run({.generation = generation});
+  const std::vector<std::vector<std::int64_t>> ids = encode_prompts(tokenizer_, prompts_);
+  const std::vector<model::Generated> expected = generate(model_, ids, generation);
+  ASSERT_EQ(results.size(), 3u);
+  for (std::size_t row = 0; row < 3; ++row) {
+    EXPECT_EQ(results[row].tokens, expected[row].tokens);
+    EXPECT_EQ(results[row].text, tokenizer_.decode(expected[row].tokens));
+    EXPECT_EQ(results[row].finish_reason, FinishReason::length);
+  }
+}
+
+TEST_F(TextGeneration, parts_are_the_text_and_valid) {
+  std::vector<std::string> streamed(3);
+  TextGenerationOptions options{
+      .generation = {.max_new_tokens = 60, .sampling = {.temperature = 2.0, .seed = test_seed()}}};
+  // Bytes at random are rarely UTF-8: characters of several bytes that break off must come out.
+  options.on_text = [&](std::int64_t row, std::string_view text) {
+    EXPECT_FALSE(text.empty());
+    streamed[static_cast<std::size_t>(row)] += text;
+    return true;
+  };
+  const std::vector<GeneratedText> results = run(options);
+  for (std::size_t row = 0; row < 3; ++row)
+    EXPECT_EQ(streamed[row], results[row].text);
+}
+
+TEST_F(TextGeneration, ends_at_a_stop_string_that_spans_tokens) {
+  TextGenerationOptions options{.generation = {.max_new_tokens = 40}};
+  // Only printable tokens can be drawn: sampled with a weight of zero for others would need a
+  // trained model, so the head's rows of other tokens are zeroed and theirs enlarged.
+  const TensorView head = weights_of(model_).at("lm_head.weight");
+  fill(head.slice(0, 0, 'a'), 0.0);
+  fill(head.slice(0, 'z' + 1, 257), 0.0);
+  options.generation.sampling = {.temperature = 0.7, .seed = test_seed()};
+  const std::vector<GeneratedText> free = run(options);
+  const std::string stop = free[0].text.substr(3, 4);
+  ASSERT_EQ(stop.size(), 4u);
+  options.stop_strings = {stop, "never" + stop};
+  std::string streamed;
+  options.on_text = [&](std::int64_t row, std::string_view text) {
+    if (row == 0) streamed += text;
+    return true;
+  };
+  const std::vector<GeneratedText> stopped = run(options);
+  const std::size_t at = free[0].text.find(stop);
+  EXPECT_EQ(stopped[0].text, free[0].text.substr(0, at));
+  EXPECT_EQ(streamed, stopped[0].text);
+  EXPECT_EQ(stopped[0].finish_reason, FinishReason::stop_string);
+  EXPECT_LT(stopped[0].tokens.size(), free[0].tokens.size());
+  for (std::size_t row = 1; row < 3; ++row)
+    EXPECT_EQ(stopped[row].text, free[row].text.substr(0, free[row].text.find(stop)));
+}
+
+TEST_F(TextGeneration, ends_when_the_reader_says_so) {
+  TextGenerationOptions options{.generation = {.max_new_tokens = 30}};
+  int num_parts = 0;
+  options.on_text = [&](std::int64_t row, std::string_view) { return row != 1 || ++num_parts < 2; };
+  const std::vector<GeneratedText> results = run(options);
+  EXPECT_EQ(results[0].finish_reason, FinishReason::length);
+  EXPECT_EQ(results[1].finish_reason,
+            num_parts == 2 ? FinishReason::callback : FinishReason::length);
+  EXPECT_LE(num_parts, 2);
+}
+
+TEST_F(TextGeneration, by_beam_search) {
+  const model::GenerationOptions generation{
+      .max_new_tokens = 6, .num_return_sequences = 2, .num_beams = 2};
+  const std::vector<GeneratedText> results = run({.generation = generation});
+  ASSERT_EQ(results.size(), 6u);
+  for (const GeneratedText& result : results)
+    EXPECT_EQ(result.text, tokenizer_.decode(result.tokens));
+  EXPECT_GE(results[0].score, results[1].score);
+}
+
+TEST_F(TextGeneration, RefusesBadInput) {
+  const auto refuse = [&](const TextGenerationOptions& options, const std::string& message) {
+    expect_error(ErrorCode::invalid_argument, {message}, [&] { run(options); });
+  };
+  refuse({.stop_strings = {"a", ""}}, "stop_strings must not be empty");
+  refuse({.generation = {.num_beams = 2}, .stop_strings = {"a"}},
+         "num_beams (2) excludes stop_strings and on_text");
+  refuse({.generation = {.max_new_tokens = -3}}, "max_new_tokens must not be negative; got -3");
+  if (tokenizer_.bos_token_id()) return;
+  prompts_ = {"a", ""};
+  refuse({}, "prompt 1 must not be empty: the tokenizer has no first token");
+}
+
+class StopTokens : public testing::Test {
+ protected:
+  StopTokens() {
+    directory_ = std::filesystem::path(testing::TempDir()) / "flashmha_stop_tokens";
+    std::filesystem::create_directories(directory_);
+    config_.eos_token_ids = {7};
+  }
+  ~StopTokens() override { std::filesystem::remove_all(directory_); }
+
+  std::vector<std::int64_t> read(const std::string& json) const {
+    std::ofstream(directory_ / "generation_config.json") << json;
+    return model::read_stop_token_ids(directory_, config_);
+  }
+
+  std::filesystem::path directory_;
+  model::ModelConfig config_;
+};
+
+TEST_F(StopTokens, come_from_the_generation_config_or_the_config) {
+  using Ids = std::vector<std::int64_t>;
+  EXPECT_EQ(model::read_stop_token_ids(directory_, config_), Ids{7});
+  EXPECT_EQ(read(R"({"temperature": 0.6})"), Ids{7});
+  EXPECT_EQ(read(R"({"eos_token_id": null})"), Ids{7});
+  EXPECT_EQ(read(R"({"eos_token_id": 3})"), Ids{3});
+  EXPECT_EQ(read(R"({"eos_token_id": [128001, 128008, 128009]})"), (Ids{128001, 128008, 128009}));
+  expect_error(ErrorCode::invalid_argument, {"generation_config.json", "eos_token_id"},
+               [&] { read(R"({"eos_token_id": [1, "two"]})"); });
+  expect_error(ErrorCode::invalid_argument, {"generation_config.json", "eos_token_id"},
+               [&] { read(R"({"eos_token_id": "two"})"); });
+  expect_error(ErrorCode::invalid_argument, {"generation_config.json"}, [&] { read("{"); });
+}
+
+}  // namespace
+}  // namespace flashmha
