@@ -6,7 +6,7 @@ set -eu
 purpose=${1:?"usage: scripts/setup.sh run|test"}
 
 packages="cmake ninja-build pkg-config libdlpack-dev libfmt-dev libcli11-dev nlohmann-json3-dev
-  libutf8proc-dev"
+  libonig-dev libutf8proc-dev"
 if [ "$purpose" = test ]; then
   packages="$packages libgtest-dev clang-format clang-tidy"
 fi

@@ -60,7 +60,7 @@ void Bpe::encode(std::string_view piece, PieceCache& cache, std::vector<std::int
 
 void Bpe::encode_uncached(std::string_view piece, std::vector<std::int64_t>& ids) const {
   if (ignore_merges_) {
-    const auto found = vocabulary_.find(std::string(piece));
+    const auto found = vocabulary_.find(piece);
     if (found != vocabulary_.end()) {
       ids.push_back(found->second);
       return;

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -13,8 +14,16 @@
 
 namespace flashmha::text {
 
-// A vocabulary: the bytes of a token to its id.
-using Vocabulary = std::unordered_map<std::string, std::uint32_t>;
+// Strings can be looked up by views, without a copy.
+struct StringHash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const {
+    return std::hash<std::string_view>{}(text);
+  }
+};
+
+// Tokens to their ids.
+using Vocabulary = std::unordered_map<std::string, std::uint32_t, StringHash, std::equal_to<>>;
 
 struct Merge {
   std::uint32_t left = 0;
@@ -50,9 +59,10 @@ class Bpe {
  public:
   Bpe() = default;
 
-  // Symbols are bytes. A byte that is no token is unknown_id, or nothing if that is negative.
-  // Merges are in the order of their rank; the last of equal ones counts. With ignore_merges a
-  // piece that is a token is that token, whatever the merges say.
+  // Symbols are bytes, and the vocabulary says what bytes a token is. A byte that is no token is
+  // unknown_id, or nothing if that is negative. Merges are in the order of their rank; the last of
+  // equal ones counts. With ignore_merges a piece that is a token is that token, whatever the
+  // merges say.
   Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, bool ignore_merges,
       std::int64_t unknown_id);
 

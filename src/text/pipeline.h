@@ -4,11 +4,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/normalizer.h"
+#include "text/pre_tokenizer.h"
 
 namespace flashmha::text {
 
@@ -18,16 +19,25 @@ struct Token {
 };
 
 struct Pipeline {
-  TokenFinder added_tokens;
+  TokenFinder added_tokens;  // looked for in the text as it came
+  Normalizer normalizer;
+  TokenFinder normalized_added_tokens;  // and these in the normalised text
+  PreTokenizer pre_tokenizer;
   Bpe model;
   // What the post-processor puts around a text.
   std::vector<std::int64_t> prefix;
   std::vector<std::int64_t> suffix;
 
   std::vector<Token> tokens;  // [id]; an id without a token has an empty one
-  std::unordered_map<std::string, std::uint32_t> ids;
+  Vocabulary ids;             // as tokens are written in tokenizer.json
   std::optional<std::int64_t> bos;
   std::optional<std::int64_t> eos;
+
+  void encode(std::string_view text, bool match_special, std::vector<std::int64_t>& result) const;
+
+ private:
+  void encode_valid(std::string_view text, bool match_special, PieceCache& cache,
+                    std::vector<std::int64_t>& result) const;
 };
 
 }  // namespace flashmha::text

@@ -4,10 +4,34 @@
 #include <utility>
 
 #include "core/check.h"
+#include "io/json.h"
 #include "text/piece_decoder.h"
 #include "text/pipeline.h"
+#include "text/tokenizer_json.h"
 
 namespace flashmha::text {
+namespace {
+
+// The id of the token that tokenizer_config.json names: "token" or {"content": "token"}.
+std::optional<std::int64_t> read_end(const io::JsonObject& config, const std::string& key,
+                                     const Pipeline& pipeline) {
+  if (!config.has(key)) return std::nullopt;
+  const bool is_object = config.at(key).is_object();
+  const std::string token = is_object ? config.object(key).text("content") : config.text(key);
+  const auto found = pipeline.ids.find(token);
+  if (found == pipeline.ids.end()) config.refuse(key, "must be a token of tokenizer.json");
+  return found->second;
+}
+
+void read_ends(const std::string& path, Pipeline& pipeline) {
+  const std::string where = "[Tokenizer::for_model] " + path;
+  const io::Json json = io::read_json_file(path, where);
+  const io::JsonObject config(json, where);
+  pipeline.bos = read_end(config, "bos_token", pipeline);
+  pipeline.eos = read_end(config, "eos_token", pipeline);
+}
+
+}  // namespace
 
 Tokenizer::Tokenizer(std::shared_ptr<const Pipeline> pipeline) : pipeline_(std::move(pipeline)) {}
 
@@ -27,31 +51,43 @@ Tokenizer Tokenizer::bytes() {
   return Tokenizer(std::move(pipeline));
 }
 
-Tokenizer Tokenizer::for_model(const std::string& directory) {
-  const std::filesystem::path path = std::filesystem::path(directory) / "tokenizer.json";
-  return std::filesystem::exists(path) ? from_file(path.string()) : bytes();
+Tokenizer Tokenizer::from_json(std::string_view json) {
+  constexpr const char* kWhere = "[Tokenizer::from_json] tokenizer.json";
+  return Tokenizer(std::make_shared<Pipeline>(read_pipeline(io::parse_json(json, kWhere), kWhere)));
 }
 
 Tokenizer Tokenizer::from_file(const std::string& path) {
-  fail(ErrorCode::unsupported, "[Tokenizer::from_file] not offered yet; got {}", path);
+  const std::string where = "[Tokenizer::from_file] " + path;
+  return Tokenizer(
+      std::make_shared<Pipeline>(read_pipeline(io::read_json_file(path, where), where)));
 }
 
-Tokenizer Tokenizer::from_json(std::string_view json) {
-  fail(ErrorCode::unsupported, "[Tokenizer::from_json] not offered yet; got {} bytes", json.size());
+Tokenizer Tokenizer::for_model(const std::string& directory) {
+  const std::filesystem::path folder(directory);
+  const std::filesystem::path path = folder / "tokenizer.json";
+  if (!std::filesystem::exists(path)) {
+    for (const char* other : {"tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model"}) {
+      if (std::filesystem::exists(folder / other)) {
+        fail(ErrorCode::unsupported,
+             "[Tokenizer::for_model] {} has a tokenizer in {}, which is not supported "
+             "(tokenizer.json)",
+             directory, other);
+      }
+    }
+    return bytes();
+  }
+  const std::string where = "[Tokenizer::for_model] " + path.string();
+  Pipeline pipeline = read_pipeline(io::read_json_file(path.string(), where), where);
+  const std::filesystem::path config = folder / "tokenizer_config.json";
+  if (std::filesystem::exists(config)) read_ends(config.string(), pipeline);
+  return Tokenizer(std::make_shared<Pipeline>(std::move(pipeline)));
 }
 
 std::vector<std::int64_t> Tokenizer::encode(std::string_view text,
                                             const EncodeOptions& options) const {
   std::vector<std::int64_t> ids;
-  PieceCache cache(text.size());
   if (options.add_special_tokens) ids = pipeline_->prefix;
-  for (const Span& span : pipeline_->added_tokens.split(text, options.match_special_tokens)) {
-    if (span.id) {
-      ids.push_back(*span.id);
-    } else {
-      pipeline_->model.encode(span.text, cache, ids);
-    }
-  }
+  pipeline_->encode(text, options.match_special_tokens, ids);
   if (options.add_special_tokens) {
     ids.insert(ids.end(), pipeline_->suffix.begin(), pipeline_->suffix.end());
   }

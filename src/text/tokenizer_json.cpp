@@ -1,0 +1,200 @@
+#include "text/tokenizer_json.h"
+
+#include <utility>
+
+#include "core/check.h"
+#include "text/byte_alphabet.h"
+
+namespace flashmha::text {
+namespace {
+
+using io::Json;
+using io::JsonObject;
+
+constexpr std::int64_t kMaxIds = std::int64_t{1} << 22;
+constexpr std::size_t kMaxAddedBytes = 1024;  // of one added token
+
+// What object[key] is, null if it is missing.
+const Json& component(const JsonObject& object, const std::string& key) {
+  static const Json null;
+  return object.has(key) ? object.at(key) : null;
+}
+
+void add_token(const JsonObject& object, const std::string& name, std::int64_t id, Pipeline& result,
+               std::vector<bool>& taken) {
+  check(id >= 0 && id < kMaxIds, "{}: the id of {} must be in [0, {}); got {}", object.where(),
+        io::quote(name), kMaxIds, id);
+  const auto index = static_cast<std::size_t>(id);
+  if (index >= result.tokens.size()) {
+    result.tokens.resize(index + 1);
+    taken.resize(index + 1);
+  }
+  check(!taken[index], "{}: two tokens have the id {}; the second is {}", object.where(), id,
+        io::quote(name));
+  taken[index] = true;
+  result.tokens[index].text = bytes_of_token(name).value_or(name);
+  result.ids.emplace(name, static_cast<std::uint32_t>(id));
+}
+
+std::vector<bool> read_vocabulary(const JsonObject& model, Pipeline& result) {
+  std::vector<bool> taken;
+  const JsonObject vocabulary = model.object("vocab");
+  result.ids.reserve(vocabulary.value().size());
+  result.tokens.reserve(vocabulary.value().size());
+  for (const auto& [name, id] : vocabulary.value().items()) {
+    check(id.is_number_unsigned(), "{}: the id of {} must be an integer, not negative; got {}",
+          model.where(), io::quote(name), id.type_name());
+    add_token(model, name, id.get<std::int64_t>(), result, taken);
+  }
+  return taken;
+}
+
+// "a b" or ["a", "b"].
+std::pair<std::string_view, std::string_view> sides_of(const JsonObject& model, const Json& merge,
+                                                       std::size_t rank) {
+  if (merge.is_string()) {
+    const std::string_view text = merge.get_ref<const std::string&>();
+    const std::size_t space = text.find(' ');
+    if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos) {
+      return {text.substr(0, space), text.substr(space + 1)};
+    }
+  } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
+             merge[1].is_string()) {
+    return {merge[0].get_ref<const std::string&>(), merge[1].get_ref<const std::string&>()};
+  }
+  fail(ErrorCode::invalid_argument,
+       R"({}: {}[{}] must be "left right" or ["left", "right"]; got {})", model.where(),
+       model.field("merges"), rank,
+       io::quote(merge.dump(-1, ' ', false, Json::error_handler_t::replace)));
+}
+
+std::vector<Merge> read_merges(const JsonObject& model, const Vocabulary& ids) {
+  const Json& list = model.array("merges");
+  std::vector<Merge> merges;
+  merges.reserve(list.size());
+  const auto id_of = [&](std::string_view token) {
+    const auto found = ids.find(token);
+    check(found != ids.end(), "{}: {}[{}] needs the token {}, which {} does not have",
+          model.where(), model.field("merges"), merges.size(), io::quote(token),
+          model.field("vocab"));
+    return found->second;
+  };
+  std::string merged;
+  for (const Json& item : list) {
+    const bool is_header =
+        item.is_string() && item.get_ref<const std::string&>().starts_with("#version");
+    if (is_header) continue;  // the first line of a merges.txt
+    const auto [left, right] = sides_of(model, item, merges.size());
+    merged.assign(left).append(right);
+    merges.push_back({id_of(left), id_of(right), id_of(merged)});
+  }
+  return merges;
+}
+
+void expect_empty(const JsonObject& model, const std::string& key) {
+  if (!model.text(key, "").empty()) refuse_unsupported(model, key, "empty");
+}
+
+void expect_false(const JsonObject& object, const std::string& key) {
+  if (object.boolean(key, false)) refuse_unsupported(object, key, "false");
+}
+
+std::vector<bool> read_model(const JsonObject& model, Pipeline& result) {
+  expect_fields(model,
+                {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                 "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
+  if (model.text("type", "BPE") != "BPE") refuse_unsupported(model, "type", "BPE");
+  if (model.number("dropout", 0.0) != 0.0) refuse_unsupported(model, "dropout", "null or 0");
+  expect_empty(model, "continuing_subword_prefix");
+  expect_empty(model, "end_of_word_suffix");
+  expect_false(model, "fuse_unk");
+  expect_false(model, "byte_fallback");
+
+  std::vector<bool> taken = read_vocabulary(model, result);
+  const std::vector<Merge> merges = read_merges(model, result.ids);
+  std::int64_t unknown_id = -1;
+  if (model.has("unk_token")) {
+    const auto found = result.ids.find(model.text("unk_token"));
+    if (found == result.ids.end()) model.refuse("unk_token", "must be a token of vocab");
+    unknown_id = found->second;
+  }
+  Vocabulary of_bytes;
+  for (const auto& [name, id] : result.ids) {
+    std::optional<std::string> bytes = bytes_of_token(name);
+    if (bytes) of_bytes.emplace(std::move(*bytes), id);
+  }
+  result.model =
+      Bpe(std::move(of_bytes), merges, model.boolean("ignore_merges", false), unknown_id);
+  return taken;
+}
+
+AddedToken read_added_token(const JsonObject& object) {
+  expect_fields(object,
+                {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
+  AddedToken token{.content = object.text("content"),
+                   .special = object.boolean("special", false),
+                   .single_word = object.boolean("single_word", false),
+                   .lstrip = object.boolean("lstrip", false),
+                   .rstrip = object.boolean("rstrip", false)};
+  token.normalized = object.boolean("normalized", !token.special);
+  const std::int64_t id = object.integer("id");
+  if (id < 0 || id >= kMaxIds) object.refuse("id", fmt::format("must be in [0, {})", kMaxIds));
+  token.id = static_cast<std::uint32_t>(id);
+  check(token.content.size() <= kMaxAddedBytes, "{}: content has at most {} bytes; got {}",
+        object.where(), kMaxAddedBytes, token.content.size());
+  return token;
+}
+
+void read_added_tokens(const JsonObject& root, Pipeline& result, std::vector<bool>& taken) {
+  if (!root.has("added_tokens")) return;
+  const Json& list = root.array("added_tokens");
+  std::vector<AddedToken> tokens;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const JsonObject object(list[i], fmt::format("{}: added_tokens[{}]", root.where(), i));
+    AddedToken token = read_added_token(object);
+    const auto known = result.ids.find(token.content);
+    if (known == result.ids.end()) {
+      add_token(object, token.content, token.id, result, taken);
+    } else if (known->second != token.id) {
+      object.refuse("id",
+                    fmt::format("must be {}, the id of the same token elsewhere", known->second));
+    }
+    if (token.special) result.tokens[token.id].special = true;
+    tokens.push_back(std::move(token));
+  }
+  // Of equal patterns the first counts, and special ones come first.
+  for (const bool special : {true, false}) {
+    for (const AddedToken& token : tokens) {
+      if (token.special != special || token.content.empty()) continue;
+      if (!token.normalized) {
+        result.added_tokens.add(token.content, token);
+        continue;
+      }
+      const std::string pattern = result.normalizer.normalize(token.content);
+      if (pattern.empty()) continue;
+      result.normalized_added_tokens.add(pattern, token);
+      result.tokens[token.id].text = bytes_of_token(pattern).value_or(pattern);
+    }
+  }
+}
+
+}  // namespace
+
+Pipeline read_pipeline(const Json& json, const std::string& where) {
+  const JsonObject root(json, where);
+  expect_fields(root, {"version", "added_tokens", "normalizer", "pre_tokenizer", "model",
+                       "post_processor", "decoder"});
+  if (root.text("version", "1.0") != "1.0") refuse_unsupported(root, "version", "1.0");
+  Pipeline result;
+  std::vector<bool> taken = read_model(root.object("model"), result);
+  const auto named = [&](const char* key) { return where + ": " + key; };
+  result.normalizer = read_normalizer(component(root, "normalizer"), named("normalizer"));
+  result.pre_tokenizer =
+      read_pre_tokenizer(component(root, "pre_tokenizer"), named("pre_tokenizer"));
+  expect_byte_level_decoder(component(root, "decoder"), named("decoder"));
+  read_added_tokens(root, result, taken);
+  read_post_processor(component(root, "post_processor"), named("post_processor"), result);
+  return result;
+}
+
+}  // namespace flashmha::text
