@@ -46,6 +46,7 @@ const std::vector<std::pair<const char*, io::Json>>& neutral_values() {
       {"attn_output_gate", false},
       {"no_rope_layers", nullptr},
       {"use_qk_norm", false},
+      {"use_mrope", false},
       {"qk_layernorm", false},
       {"clip_qkv", nullptr},
       {"attention_multiplier", nullptr},
