@@ -45,6 +45,7 @@ int main(int argc, char** argv) {
   ExitCode exit_code = ExitCode::ok;
   add_sanity_check(program, exit_code);
   add_benchmark(program, exit_code);
+  add_train(program, exit_code);
   add_info(program, exit_code);
   return static_cast<int>(parse_and_run(program, exit_code, argc, argv));
 }

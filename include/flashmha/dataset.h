@@ -48,8 +48,8 @@ struct CorpusOptions {
   // Cuts text files into documents; empty: a file is a document. Lines of *.jsonl files are always
   // one document each, the string "text" of the line's object.
   std::string document_separator;
-  // Called while files are read, with bytes of text.
-  std::function<void(std::int64_t done_bytes, std::int64_t total_bytes)> on_progress;
+  // Called before each file is read.
+  std::function<void(const std::string& path, std::int64_t num_files)> on_file;
 };
 
 // What read_corpus met.
@@ -108,6 +108,7 @@ class PackedDataset {
   std::int64_t num_targets() const { return num_targets_; }
   std::int64_t num_targets(std::int64_t sequence) const;
   const Corpus& corpus() const { return corpus_; }
+  std::uint64_t fingerprint() const { return fingerprint_; }  // of the corpus
 
   // The given sequences as rows of a batch.
   Batch batch(std::span<const std::int64_t> sequences) const;
@@ -125,6 +126,7 @@ class PackedDataset {
 
   Corpus corpus_;
   std::int64_t seq_length_;
+  std::uint64_t fingerprint_;
   std::int64_t num_targets_ = 0;
   std::vector<Piece> pieces_;             // sequence by sequence
   std::vector<std::int64_t> row_starts_;  // [num_sequences + 1] into pieces_

@@ -10,7 +10,7 @@
 namespace flashmha::train {
 
 PackedDataset::PackedDataset(Corpus corpus, std::int64_t seq_length)
-    : corpus_(std::move(corpus)), seq_length_(seq_length) {
+    : corpus_(std::move(corpus)), seq_length_(seq_length), fingerprint_(corpus_.fingerprint()) {
   check(seq_length > 0, "[PackedDataset] seq_length ({}) must be positive", seq_length);
   const std::vector<Piece> pieces = cut();
   check(!pieces.empty(),
