@@ -2,10 +2,12 @@
 #pragma once
 
 #include "flashmha/attention.h"
+#include "flashmha/checkpoint.h"
 #include "flashmha/device.h"
 #include "flashmha/dtype.h"
 #include "flashmha/error.h"
 #include "flashmha/plan.h"
+#include "flashmha/safetensors.h"
 #include "flashmha/tensor.h"
 #include "flashmha/tokenizer.h"
 #include "flashmha/version.h"

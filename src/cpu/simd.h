@@ -11,6 +11,7 @@
 // All of it lives in flashmha::cpu::<tier>, once for each tier. No function of std:: may be called
 // in here: the linker is free to keep the AVX-512 copy of a shared inline function for everyone.
 
+#include <type_traits>
 #include <utility>
 
 #include "cpu/storage.h"
@@ -83,6 +84,51 @@ inline float load_one(const Fp16* p) {
 template <class T>
 inline void store_one(T* p, float x) {
   store_n(p, set1(x), 1);
+}
+
+// Two vectors of elements at a time, each type in the order that costs least to widen: bf16 in
+// memory is the upper half of a float, so the odd elements need a mask and the even ones a shift,
+// where the natural order needs shuffles as well.
+struct Pair {
+  Vec first;
+  Vec second;
+};
+
+template <class T>
+inline Pair load_pair(const T* p) {
+  return {load(p), load(p + kLanes)};
+}
+inline Pair load_pair(const Bf16* p) {
+  const IVec words = load_words(p);
+  return {(Vec)(words << 16), (Vec)(words & ~0xffff)};
+}
+
+inline void store_pair(float* p, Pair v) {
+  store(p, v.first);
+  store(p + kLanes, v.second);
+}
+
+template <int... Lane>
+inline Pair evens_and_odds(Pair v, std::integer_sequence<int, Lane...>) {
+  return {__builtin_shufflevector(v.first, v.second, (2 * Lane)...),
+          __builtin_shufflevector(v.first, v.second, (2 * Lane + 1)...)};
+}
+template <int... Lane>
+inline Pair interleaved(Pair v, std::integer_sequence<int, Lane...>) {
+  return {__builtin_shufflevector(v.first, v.second, (Lane / 2 + Lane % 2 * kLanes)...),
+          __builtin_shufflevector(v.first, v.second, ((Lane + kLanes) / 2 + Lane % 2 * kLanes)...)};
+}
+
+// From the natural order to that of load_pair(const T*), and back.
+template <class T>
+inline Pair to_pair_order(Pair v) {
+  if constexpr (!std::is_same_v<T, Bf16>) return v;
+  return evens_and_odds(v, std::make_integer_sequence<int, kLanes>{});
+}
+template <class T>
+inline Pair from_pair_order(Pair v) {
+  if constexpr (!std::is_same_v<T, Bf16>) return v;
+  return interleaved(v, std::make_integer_sequence<int, kLanes>{});
 }
 
 // v with its lanes moved down by `Distance`, cyclically.

@@ -147,4 +147,20 @@ inline void transpose(Vec (&rows)[kLanes]) {
   }
 }
 
+// Lane i is the sum of rows[i]: halves the vectors three times, 14 shuffles and 7 additions.
+inline Vec sum_each(const Vec (&rows)[kLanes]) {
+  __m256 pairs[4], quads[2];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = (__m256)rows[2 * i], b = (__m256)rows[2 * i + 1];
+    pairs[i] = _mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m256 a = pairs[2 * i], b = pairs[2 * i + 1];
+    quads[i] = _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)) +
+               _mm256_shuffle_ps(a, b, _MM_SHUFFLE(3, 2, 3, 2));
+  }
+  return (Vec)(_mm256_permute2f128_ps(quads[0], quads[1], 0x20) +
+               _mm256_permute2f128_ps(quads[0], quads[1], 0x31));
+}
+
 }  // namespace flashmha::cpu::FLASHMHA_ISA

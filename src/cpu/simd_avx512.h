@@ -115,4 +115,25 @@ inline void transpose(Vec (&rows)[kLanes]) {
   }
 }
 
+// Lane i is the sum of rows[i]: halves the vectors four times, 30 shuffles and 15 additions.
+inline Vec sum_each(const Vec (&rows)[kLanes]) {
+  __m512 pairs[8], quads[4], octets[2];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = (__m512)rows[2 * i], b = (__m512)rows[2 * i + 1];
+    pairs[i] = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = pairs[2 * i], b = pairs[2 * i + 1];
+    quads[i] = _mm512_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 1, 0)) +
+               _mm512_shuffle_ps(a, b, _MM_SHUFFLE(3, 2, 3, 2));
+  }
+  const auto fold_lanes = [](__m512 a, __m512 b) {
+    return _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(2, 0, 2, 0)) +
+           _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 1, 3, 1));
+  };
+  for (int i = 0; i < 2; ++i)
+    octets[i] = fold_lanes(quads[2 * i], quads[2 * i + 1]);
+  return (Vec)fold_lanes(octets[0], octets[1]);
+}
+
 }  // namespace flashmha::cpu::FLASHMHA_ISA

@@ -136,4 +136,11 @@ inline void transpose(Vec (&rows)[kLanes]) {
   rows[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
+// Lane i is the sum of rows[i].
+inline Vec sum_each(const Vec (&rows)[kLanes]) {
+  Vec columns[kLanes] = {rows[0], rows[1], rows[2], rows[3]};
+  transpose(columns);
+  return (columns[0] + columns[1]) + (columns[2] + columns[3]);
+}
+
 }  // namespace flashmha::cpu::FLASHMHA_ISA

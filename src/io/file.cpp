@@ -46,6 +46,10 @@ bool same_file(int descriptor, const std::string& path) {
          opened.st_dev == named.st_dev && opened.st_ino == named.st_ino;
 }
 
+std::string temporary_path_of(const std::string& path) {
+  return folder_of(path) + "/." + std::filesystem::path(path).filename().string() + ".tmp";
+}
+
 // Opens the temporary file and locks it. A writer that published in the meantime has moved the file
 // that was opened to its final name: then again.
 Descriptor open_temporary(const std::string& path, const std::string& temporary_path) {
@@ -151,14 +155,26 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 }
 
 void AtomicFile::sync() {
-  if (fsync(file_.get()) != 0) give_up("write");
+  if (!is_synced_ && fsync(file_.get()) != 0) give_up("write");
+  is_synced_ = true;
 }
 
-void AtomicFile::publish() {
+void AtomicFile::rename() {
   sync();
   if (std::rename(temporary_path_.c_str(), path_.c_str()) != 0) give_up("replace");
   file_.close();
+}
+
+void AtomicFile::publish() {
+  rename();
   sync_folder(folder_of(path_));
+}
+
+void remove_abandoned(const std::string& path) {
+  const std::string temporary_path = temporary_path_of(path);
+  const Descriptor file(open(temporary_path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!file.is_open() || flock(file.get(), LOCK_EX | LOCK_NB) != 0) return;
+  if (same_file(file.get(), temporary_path)) unlink(temporary_path.c_str());
 }
 
 void write_text_file(const std::string& path, std::string_view text) {

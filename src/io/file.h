@@ -66,8 +66,9 @@ class AtomicFile {
   void reserve(std::size_t bytes);
   void write(std::span<const std::byte> bytes);  // at the end of what was written
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
-  void sync();     // to the disk
-  void publish();  // syncs, then renames
+  void sync();     // to the disk; nothing may be written afterwards
+  void rename();   // gives it its name; a power cut may take that back before sync_folder
+  void publish();  // sync, rename and sync_folder
 
  private:
   [[noreturn]] void give_up(const char* what) const;
@@ -75,7 +76,11 @@ class AtomicFile {
   std::string path_;
   std::string temporary_path_;
   Descriptor file_;
+  bool is_synced_ = false;
 };
+
+// Removes the temporary file that a dead AtomicFile of that path left behind, if there is one.
+void remove_abandoned(const std::string& path);
 
 // Replaces or makes a small file.
 void write_text_file(const std::string& path, std::string_view text);

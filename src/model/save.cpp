@@ -56,9 +56,10 @@ std::vector<std::string> shard_names(const Path& directory, std::size_t num_shar
   }
 }
 
-bool is_shard_name(const std::string& name) {
-  return name.starts_with("model") && name.ends_with(".safetensors") &&
-         name.find("-of-") != name.npos;
+bool is_weights_name(const std::string& name) {
+  const bool is_shard =
+      name.starts_with("model") && name.ends_with(".safetensors") && name.find("-of-") != name.npos;
+  return is_shard || name == kWeightsFile || name == kIndexFile;
 }
 
 std::string index_of(std::span<const std::span<const io::NamedTensor>> shards,
@@ -79,16 +80,19 @@ std::string index_of(std::span<const std::span<const io::NamedTensor>> shards,
   return index.dump(2) + "\n";
 }
 
-// Removes weights that are not among the names.
+// Removes weights that are not among the names, and what saves that died have left.
 void remove_others(const Path& directory, const std::vector<std::string>& names) {
-  std::vector<Path> stale;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    const std::string name = entry.path().filename().string();
-    const bool is_weight = name == kWeightsFile || name == kIndexFile || is_shard_name(name);
-    if (is_weight && std::ranges::find(names, name) == names.end()) stale.push_back(entry.path());
+  std::vector<std::string> found;
+  for (const auto& entry : std::filesystem::directory_iterator(directory))
+    found.push_back(entry.path().filename().string());
+  for (const std::string& name : found) {
+    if (is_weights_name(name) && std::ranges::find(names, name) == names.end()) {
+      std::filesystem::remove(directory / name);
+    } else if (name.starts_with('.') && name.ends_with(".tmp")) {
+      const std::string final_name = name.substr(1, name.size() - 5);
+      if (is_weights_name(final_name)) io::remove_abandoned((directory / final_name).string());
+    }
   }
-  for (const Path& path : stale)
-    std::filesystem::remove(path);
 }
 
 void save(CausalLM& model, const Path& directory, const SaveOptions& options) {
@@ -112,8 +116,10 @@ void save(CausalLM& model, const Path& directory, const SaveOptions& options) {
     names.emplace_back(kIndexFile);
   }
   write_config(model.config(), directory.string());
-  for (io::AtomicFile& file : files)
-    file.publish();
+  for (io::AtomicFile& file : std::span(files).first(files.size() - 1))
+    file.rename();
+  if (files.size() > 1) io::sync_folder(directory.string());
+  files.back().publish();
   // Readers prefer a single file to an index: with its removal shards begin to count.
   if (shards.size() > 1) std::filesystem::remove(directory / kWeightsFile);
   remove_others(directory, names);

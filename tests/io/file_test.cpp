@@ -83,6 +83,18 @@ TEST(AtomicFile, UsesWhatADeadProcessLeft) {
   EXPECT_EQ(folder.names(), std::set<std::string>{"a"});
 }
 
+TEST(AtomicFile, OnlyWhatADeadProcessLeftIsRemoved) {
+  const Folder folder;
+  folder.write(".a.tmp", "left");
+  remove_abandoned(folder / "a");
+  EXPECT_TRUE(folder.names().empty());
+  remove_abandoned(folder / "a");
+  AtomicFile file(folder / "a");
+  remove_abandoned(folder / "a");
+  EXPECT_EQ(folder.names(), std::set<std::string>{".a.tmp"});
+  file.publish();
+}
+
 TEST(AtomicFile, RefusesASecondWriter) {
   const Folder folder;
   std::optional<AtomicFile> first(folder / "a");
