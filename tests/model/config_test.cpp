@@ -396,6 +396,44 @@ TEST(ConfigJson, the_first_architecture_that_fits) {
             "qwen2");
 }
 
+TEST(ConfigJson, every_rotary_scaling_is_written) {
+  const Folder folder;
+  using enum nn::RotaryScaling;
+  const std::vector<nn::RotaryConfig> rotaries = {
+      {.rope_theta = 7777.5, .max_position_embeddings = 99},
+      {.scaling = linear, .factor = 2.5},
+      {.scaling = dynamic_ntk, .factor = 3.0},
+      {.scaling = yarn, .factor = 4.0, .original_max_position_embeddings = 512},
+      {.scaling = yarn,
+       .factor = 4.0,
+       .attention_factor = 0.75,
+       .beta_fast = 16.0,
+       .beta_slow = 2.0,
+       .mscale = 0.8,
+       .mscale_all_dim = 1.2,
+       .truncate = false},
+      {.scaling = llama3,
+       .factor = 8.0,
+       .original_max_position_embeddings = 64,
+       .low_freq_factor = 2.0,
+       .high_freq_factor = 3.0}};
+  for (nn::RotaryConfig rotary : rotaries) {
+    ModelConfig config = tiny_config();
+    config.attention.rotary = rotary;
+    model::write_config(config, folder.path());
+    rotary.head_dim = config.attention.head_dim;
+    EXPECT_EQ(model::read_config(folder.path()).attention.rotary, rotary)
+        << folder.read("config.json");
+
+    config = read(file_of("gemma3"));  // an own one for layers with a window
+    rotary.max_position_embeddings = config.layers[1].rotary->max_position_embeddings;
+    config.layers[0].rotary = config.layers[2].rotary = rotary;
+    model::write_config(config, folder.path());
+    EXPECT_EQ(model::read_config(folder.path()).layers, config.layers)
+        << folder.read("config.json");
+  }
+}
+
 TEST(ConfigJson, what_no_architecture_says_is_not_written) {
   const Folder folder;
   folder.write("config.json", "before");
