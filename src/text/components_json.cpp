@@ -67,11 +67,11 @@ void read_byte_level(const JsonObject& object, const std::string& where, PreToke
 // Ids of one piece of a template, {"SpecialToken": {"id": name}}, from the table of its tokens.
 std::vector<std::int64_t> read_special_token(const JsonObject& table, const std::string& name,
                                              const Pipeline& pipeline) {
-  const Json& ids = table.object(name).array("ids");
+  const JsonObject entry = table.object(name);
   std::vector<std::int64_t> result;
-  for (const Json& id : ids) {
+  for (const Json& id : entry.array("ids")) {
     check(id.is_number_unsigned() && id.get<std::uint64_t>() < pipeline.tokens.size(),
-          "{}: {}.ids must be ids of tokens; got {}", table.where(), table.field(name), ids.dump());
+          "{}: {}.ids must be ids of tokens; got {}", table.where(), table.field(name), id.dump());
     result.push_back(id.get<std::int64_t>());
   }
   return result;

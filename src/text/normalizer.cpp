@@ -5,7 +5,7 @@
 namespace flashmha::text {
 namespace {
 
-std::string apply(const Normalizer::Nfc& /*step*/, std::string_view text) {
+std::string run(const Normalizer::Nfc& /*step*/, std::string_view text) {
   return to_nfc(text);
 }
 
@@ -14,7 +14,7 @@ std::string apply(const Normalizer::Nfc& /*step*/, std::string_view text) {
 std::string Normalizer::normalize(std::string_view text) const {
   std::string result(text);
   for (const Step& step : steps_) {
-    result = std::visit([&](const auto& kind) { return apply(kind, result); }, step);
+    result = std::visit([&](const auto& kind) { return run(kind, result); }, step);
   }
   return result;
 }
