@@ -14,6 +14,23 @@ namespace {
 
 constexpr std::size_t kMostQuoted = 120;
 
+// Names a key of a text in which some object has one twice.
+[[noreturn]] void refuse_repeated_key(std::string_view text, const std::string& where) {
+  std::vector<std::unordered_set<std::string>> keys;  // of the objects that are open
+  std::string repeated;
+  const auto look = [&](int /*depth*/, Json::parse_event_t event, const Json& parsed) {
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key && repeated.empty()) {
+      const std::string& name = parsed.get_ref<const std::string&>();
+      if (!keys.back().insert(name).second) repeated = name;
+    }
+    return true;
+  };
+  const Json again = Json::parse(text, look);
+  fail(ErrorCode::invalid_argument, "{}: an object has the key {} twice", where, quote(repeated));
+}
+
 // Looks at every step of the parser: throws where a limit or a rule is broken.
 class Guard {
  public:
@@ -25,25 +42,25 @@ class Guard {
       check(depth < limits_.max_depth, "{}: nested more than {} levels deep", where_,
             limits_.max_depth);
     }
-    if (event == object_start) keys_.emplace_back();
-    if (event == object_end) keys_.pop_back();
-    if (event == key) {
-      const std::string& name = parsed.get_ref<const std::string&>();
-      if (!keys_.back().insert(name).second) {
-        fail(ErrorCode::invalid_argument, "{}: an object has the key {} twice", where_,
-             quote(name));
-      }
+    if (event == object_start) num_keys_.push_back(0);
+    if (event == key) ++num_keys_.back();
+    if (event == object_end) {
+      has_repeated_key_ = has_repeated_key_ || parsed.size() != num_keys_.back();
+      num_keys_.pop_back();
     }
     if (event == object_start || event == array_start || event == value) ++num_values_;
     check(num_values_ <= limits_.max_values, "{}: more than {} values", where_, limits_.max_values);
     return true;
   }
 
+  bool has_repeated_key() const { return has_repeated_key_; }
+
  private:
   const std::string& where_;
   const JsonLimits& limits_;
-  std::vector<std::unordered_set<std::string>> keys_;  // of the objects that are open
+  std::vector<std::size_t> num_keys_;  // of the objects that are open
   std::size_t num_values_ = 0;
+  bool has_repeated_key_ = false;
 };
 
 // The library's sentence without its "[json.exception.parse_error.101] ".
@@ -60,7 +77,9 @@ Json parse_json(std::string_view text, const std::string& where, const JsonLimit
         limits.max_bytes, text.size());
   Guard guard(where, limits);
   try {
-    return Json::parse(text, std::ref(guard));
+    Json result = Json::parse(text, std::ref(guard));
+    if (guard.has_repeated_key()) refuse_repeated_key(text, where);
+    return result;
   } catch (const Json::exception& error) {
     fail(ErrorCode::invalid_argument, "{}: not JSON: {}", where, reason(error));
   }

@@ -23,12 +23,13 @@ PieceCache::Entry& PieceCache::entry_of(std::string_view piece) {
   return entries_[std::hash<std::string_view>{}(piece) & (entries_.size() - 1)];
 }
 
-Bpe::Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, bool ignore_merges,
+Bpe::Bpe(TokenTable vocabulary, const std::vector<Merge>& merges, bool ignore_merges,
          std::int64_t unknown_id)
     : ignore_merges_(ignore_merges) {
   for (std::size_t byte = 0; byte < byte_ids_.size(); ++byte) {
-    const auto found = vocabulary.find(std::string(1, static_cast<char>(byte)));
-    byte_ids_[byte] = found == vocabulary.end() ? unknown_id : found->second;
+    const char symbol = static_cast<char>(byte);
+    const std::optional<std::uint32_t> id = vocabulary.find({&symbol, 1});
+    byte_ids_[byte] = id ? *id : unknown_id;
   }
   merges_.reserve(merges.size());
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
@@ -60,9 +61,8 @@ void Bpe::encode(std::string_view piece, PieceCache& cache, std::vector<std::int
 
 void Bpe::encode_uncached(std::string_view piece, std::vector<std::int64_t>& ids) const {
   if (ignore_merges_) {
-    const auto found = vocabulary_.find(piece);
-    if (found != vocabulary_.end()) {
-      ids.push_back(found->second);
+    if (const std::optional<std::uint32_t> id = vocabulary_.find(piece)) {
+      ids.push_back(*id);
       return;
     }
   }

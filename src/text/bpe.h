@@ -4,26 +4,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "text/flat_map.h"
+#include "text/token_table.h"
 
 namespace flashmha::text {
-
-// Strings can be looked up by views, without a copy.
-struct StringHash {
-  using is_transparent = void;
-  std::size_t operator()(std::string_view text) const {
-    return std::hash<std::string_view>{}(text);
-  }
-};
-
-// Tokens to their ids.
-using Vocabulary = std::unordered_map<std::string, std::uint32_t, StringHash, std::equal_to<>>;
 
 struct Merge {
   std::uint32_t left = 0;
@@ -63,7 +50,7 @@ class Bpe {
   // unknown_id, or nothing if that is negative. Merges are in the order of their rank; the last of
   // equal ones counts. With ignore_merges a piece that is a token is that token, whatever the
   // merges say.
-  Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, bool ignore_merges,
+  Bpe(TokenTable vocabulary, const std::vector<Merge>& merges, bool ignore_merges,
       std::int64_t unknown_id);
 
   // Appends the ids of a piece.
@@ -81,7 +68,7 @@ class Bpe {
     return merges_.find(std::uint64_t{left} << 32U | right);
   }
 
-  Vocabulary vocabulary_;  // for ignore_merges
+  TokenTable vocabulary_;  // for ignore_merges
   FlatMap merges_;
   std::array<std::int64_t, 256> byte_ids_{};
   bool ignore_merges_ = false;

@@ -10,6 +10,7 @@
 #include "text/bpe.h"
 #include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
+#include "text/token_table.h"
 
 namespace flashmha::text {
 
@@ -29,7 +30,7 @@ struct Pipeline {
   std::vector<std::int64_t> suffix;
 
   std::vector<Token> tokens;  // [id]; an id without a token has an empty one
-  Vocabulary ids;             // as tokens are written in tokenizer.json
+  TokenTable ids;             // as tokens are written in tokenizer.json
   std::optional<std::int64_t> bos;
   std::optional<std::int64_t> eos;
 

@@ -18,9 +18,9 @@ std::optional<std::int64_t> read_end(const io::JsonObject& config, const std::st
   if (!config.has(key)) return std::nullopt;
   const bool is_object = config.at(key).is_object();
   const std::string token = is_object ? config.object(key).text("content") : config.text(key);
-  const auto found = pipeline.ids.find(token);
-  if (found == pipeline.ids.end()) config.refuse(key, "must be a token of tokenizer.json");
-  return found->second;
+  const std::optional<std::uint32_t> id = pipeline.ids.find(token);
+  if (!id) config.refuse(key, "must be a token of tokenizer.json");
+  return id;
 }
 
 void read_ends(const std::string& path, Pipeline& pipeline) {
@@ -40,12 +40,12 @@ Tokenizer Tokenizer::bytes() {
   auto pipeline = std::make_shared<Pipeline>();
   for (std::uint32_t byte = 0; byte < kNumBytes; ++byte) {
     pipeline->tokens.push_back({std::string(1, static_cast<char>(byte)), false});
-    pipeline->ids.emplace(pipeline->tokens.back().text, byte);
+    pipeline->ids.add(pipeline->tokens.back().text, byte);
   }
   const AddedToken end{.content = "<|endoftext|>", .id = kNumBytes, .special = true};
   pipeline->tokens.push_back({end.content, true});
   pipeline->model = Bpe(pipeline->ids, {}, false, -1);
-  pipeline->ids.emplace(end.content, end.id);
+  pipeline->ids.add(end.content, end.id);
   pipeline->added_tokens.add(end.content, end);
   pipeline->eos = end.id;
   return Tokenizer(std::move(pipeline));
@@ -108,9 +108,7 @@ std::int64_t Tokenizer::vocab_size() const {
 }
 
 std::optional<std::int64_t> Tokenizer::token_id(std::string_view token) const {
-  const auto found = pipeline_->ids.find(std::string(token));
-  if (found == pipeline_->ids.end()) return std::nullopt;
-  return found->second;
+  return pipeline_->ids.find(token);
 }
 
 std::optional<std::int64_t> Tokenizer::bos_token_id() const {

@@ -22,18 +22,22 @@ const Json& component(const JsonObject& object, const std::string& key) {
 
 void add_token(const JsonObject& object, const std::string& name, std::int64_t id, Pipeline& result,
                std::vector<bool>& taken) {
-  check(id >= 0 && id < kMaxIds, "{}: the id of {} must be in [0, {}); got {}", object.where(),
-        io::quote(name), kMaxIds, id);
+  if (id < 0 || id >= kMaxIds) {
+    fail(ErrorCode::invalid_argument, "{}: the id of {} must be in [0, {}); got {}", object.where(),
+         io::quote(name), kMaxIds, id);
+  }
   const auto index = static_cast<std::size_t>(id);
   if (index >= result.tokens.size()) {
     result.tokens.resize(index + 1);
     taken.resize(index + 1);
   }
-  check(!taken[index], "{}: two tokens have the id {}; the second is {}", object.where(), id,
-        io::quote(name));
+  if (taken[index]) {
+    fail(ErrorCode::invalid_argument, "{}: two tokens have the id {}; the second is {}",
+         object.where(), id, io::quote(name));
+  }
   taken[index] = true;
   result.tokens[index].text = bytes_of_token(name).value_or(name);
-  result.ids.emplace(name, static_cast<std::uint32_t>(id));
+  result.ids.add(name, static_cast<std::uint32_t>(id));
 }
 
 std::vector<bool> read_vocabulary(const JsonObject& model, Pipeline& result) {
@@ -41,9 +45,8 @@ std::vector<bool> read_vocabulary(const JsonObject& model, Pipeline& result) {
   const JsonObject vocabulary = model.object("vocab");
   result.ids.reserve(vocabulary.value().size());
   result.tokens.reserve(vocabulary.value().size());
-  for (const auto& [name, id] : vocabulary.value().items()) {
-    check(id.is_number_unsigned(), "{}: the id of {} must be an integer, not negative; got {}",
-          model.where(), io::quote(name), id.type_name());
+  for (const auto& [name, id] : vocabulary.value().get_ref<const Json::object_t&>()) {
+    if (!id.is_number_unsigned()) vocabulary.refuse(name, "must be an integer from 0 on");
     add_token(model, name, id.get<std::int64_t>(), result, taken);
   }
   return taken;
@@ -68,16 +71,18 @@ std::pair<std::string_view, std::string_view> sides_of(const JsonObject& model, 
        io::quote(merge.dump(-1, ' ', false, Json::error_handler_t::replace)));
 }
 
-std::vector<Merge> read_merges(const JsonObject& model, const Vocabulary& ids) {
+std::vector<Merge> read_merges(const JsonObject& model, const TokenTable& ids) {
   const Json& list = model.array("merges");
   std::vector<Merge> merges;
   merges.reserve(list.size());
   const auto id_of = [&](std::string_view token) {
-    const auto found = ids.find(token);
-    check(found != ids.end(), "{}: {}[{}] needs the token {}, which {} does not have",
-          model.where(), model.field("merges"), merges.size(), io::quote(token),
-          model.field("vocab"));
-    return found->second;
+    const std::optional<std::uint32_t> id = ids.find(token);
+    if (!id) {
+      fail(ErrorCode::invalid_argument, "{}: {}[{}] needs the token {}, which {} does not have",
+           model.where(), model.field("merges"), merges.size(), io::quote(token),
+           model.field("vocab"));
+    }
+    return *id;
   };
   std::string merged;
   for (const Json& item : list) {
@@ -114,14 +119,15 @@ std::vector<bool> read_model(const JsonObject& model, Pipeline& result) {
   const std::vector<Merge> merges = read_merges(model, result.ids);
   std::int64_t unknown_id = -1;
   if (model.has("unk_token")) {
-    const auto found = result.ids.find(model.text("unk_token"));
-    if (found == result.ids.end()) model.refuse("unk_token", "must be a token of vocab");
-    unknown_id = found->second;
+    const std::optional<std::uint32_t> id = result.ids.find(model.text("unk_token"));
+    if (!id) model.refuse("unk_token", "must be a token of vocab");
+    unknown_id = *id;
   }
-  Vocabulary of_bytes;
-  for (const auto& [name, id] : result.ids) {
-    std::optional<std::string> bytes = bytes_of_token(name);
-    if (bytes) of_bytes.emplace(std::move(*bytes), id);
+  TokenTable of_bytes;  // the vocabulary again, by what its tokens stand for
+  of_bytes.reserve(result.tokens.size());
+  for (const auto& [name, id] : model.object("vocab").value().get_ref<const Json::object_t&>()) {
+    const std::optional<std::string> bytes = bytes_of_token(name);
+    if (bytes) of_bytes.add(*bytes, id.get<std::uint32_t>());
   }
   result.model =
       Bpe(std::move(of_bytes), merges, model.boolean("ignore_merges", false), unknown_id);
@@ -152,12 +158,11 @@ void read_added_tokens(const JsonObject& root, Pipeline& result, std::vector<boo
   for (std::size_t i = 0; i < list.size(); ++i) {
     const JsonObject object(list[i], fmt::format("{}: added_tokens[{}]", root.where(), i));
     AddedToken token = read_added_token(object);
-    const auto known = result.ids.find(token.content);
-    if (known == result.ids.end()) {
+    const std::optional<std::uint32_t> known = result.ids.find(token.content);
+    if (!known) {
       add_token(object, token.content, token.id, result, taken);
-    } else if (known->second != token.id) {
-      object.refuse("id",
-                    fmt::format("must be {}, the id of the same token elsewhere", known->second));
+    } else if (*known != token.id) {
+      object.refuse("id", fmt::format("must be {}, the id of the same token elsewhere", *known));
     }
     if (token.special) result.tokens[token.id].special = true;
     tokens.push_back(std::move(token));
