@@ -84,8 +84,8 @@ Line thin_out(const Line& line) {
   return thin;
 }
 
-// The mean of the points around each one: 2 % of all to either side, fewer near the ends so that
-// the window stays centred.
+// The mean of the points around each one: 2 % of all to either side. Near the start, where the loss
+// falls fast, fewer, so that the window stays centred; at the end what there is.
 Line moving_average(const Line& line) {
   const std::size_t reach = line.size() / 50;
   std::vector<double> sums{0.0};
@@ -93,9 +93,10 @@ Line moving_average(const Line& line) {
     sums.push_back(sums.back() + point.y);
   Line smooth;
   for (std::size_t i = 0; i < line.size(); ++i) {
-    const std::size_t side = std::min({reach, i, line.size() - 1 - i});
-    const double sum = sums[i + side + 1] - sums[i - side];
-    smooth.push_back({line[i].x, sum / static_cast<double>(2 * side + 1)});
+    const std::size_t side = std::min(reach, i);
+    const std::size_t end = std::min(i + side + 1, line.size());
+    const double sum = sums[end] - sums[i - side];
+    smooth.push_back({line[i].x, sum / static_cast<double>(end - (i - side))});
   }
   return smooth;
 }
@@ -177,15 +178,14 @@ std::string draw_labels(const Line& training, const Line& evaluation, const Fram
   return svg;
 }
 
-Frame frame_of(const Line& training, const Line& evaluation) {
+Frame frame_of(const Line& training, const Line& evaluation, std::int64_t num_steps) {
   double low = std::numeric_limits<double>::infinity();
   double high = -low;
-  double last_step = 1.0;
+  const double last_step = std::max(1.0, static_cast<double>(num_steps));
   for (const Line* line : {&training, &evaluation}) {
     for (const Point& point : *line) {
       low = std::min(low, point.y);
       high = std::max(high, point.y);
-      last_step = std::max(last_step, point.x);
     }
   }
   if (low > high) low = 0.0, high = 1.0;
@@ -225,8 +225,8 @@ std::string draw_loss_curve(std::span<const StepRecord> records) {
   }
   const Line raw = thin_out(training);
   const Line smooth = moving_average(raw);
-  const Frame frame = frame_of(raw, evaluation);
-  const std::int64_t num_tokens = records.empty() ? 0 : records.back().num_tokens;
+  const StepRecord last = records.empty() ? StepRecord{} : records.back();
+  const Frame frame = frame_of(raw, evaluation, last.step);
 
   std::string svg = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" "
@@ -238,7 +238,7 @@ std::string draw_loss_curve(std::span<const StepRecord> records) {
       "<text class=\"title\" x=\"{0}\" y=\"34\">Loss</text>\n"
       "<text x=\"{0}\" y=\"56\">cross-entropy of the next token, nats; {1} steps, {2} "
       "tokens</text>\n",
-      kLeft - 34.0, grouped(static_cast<std::int64_t>(frame.last_step)), grouped(num_tokens));
+      kLeft - 34.0, grouped(last.step), grouped(last.num_tokens));
   svg += draw_axes(frame);
   svg += path_of(raw, frame, "raw");
   svg += path_of(smooth, frame, "smooth");
