@@ -21,7 +21,7 @@ using model::AttentionKind;
 using model::CacheKind;
 
 // Largest accepted distances (compare.h) of float32, a few times the largest ones that were seen.
-constexpr double kLogits = 5e-6;
+constexpr double kLogits = 1e-5;
 constexpr double kLoss = 1e-6;
 constexpr double kGradients = 1e-5;
 constexpr double kTrainingLoss = 2e-5;
