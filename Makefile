@@ -15,6 +15,7 @@ help:
 	@echo 'make test     all tests'
 	@echo 'make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan     all tests under ThreadSanitizer'
+	@echo 'make fuzz     looks for input files that break the readers, SECONDS=60 for each of TARGETS'
 	@echo 'make program  the program alone: build/cpu/apps/flashmha'
 	@echo 'make install  library, headers and program into PREFIX (/usr/local)'
 	@echo 'make format   clang-format on every source file'
@@ -47,6 +48,13 @@ asan:
 tsan:
 	$(call run_tests,tsan)
 
+# Findings lie in build/fuzz/findings; a run goes on where the last one ended.
+fuzz: SECONDS ?= 60
+fuzz: TARGETS ?= $(shell sed -n 's/^set(FLASHMHA_FUZZ_TARGETS \(.*\))/\1/p' tests/fuzz/targets.cmake)
+fuzz:
+	@scripts/setup.sh test
+	@for target in $(TARGETS); do scripts/fuzz.sh $$target $(SECONDS) || exit 1; done
+
 install: PREFIX ?= /usr/local
 install: program
 	@cmake --build --preset cpu --parallel $(JOBS)
@@ -59,4 +67,4 @@ format:
 clean:
 	@cmake -E rm -rf build
 
-.PHONY: help program run test asan tsan install format clean
+.PHONY: help program run test asan tsan fuzz install format clean

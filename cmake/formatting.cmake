@@ -15,6 +15,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT BUILD_SHARED_LIBS)
   target_compile_options(flashmha_fmt_engine PRIVATE -fno-inline -fkeep-inline-functions)
   target_link_libraries(flashmha_fmt_engine PRIVATE fmt::fmt-header-only)
   set_property(GLOBAL APPEND PROPERTY FLASHMHA_ROOM_TARGETS flashmha_fmt_engine)
+elseif(FLASHMHA_BUILD_FUZZERS)
+  target_link_libraries(flashmha_fmt INTERFACE fmt::fmt)  # nobody installs these
 else()
   target_link_libraries(flashmha_fmt INTERFACE fmt::fmt-header-only)
 endif()

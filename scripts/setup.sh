@@ -8,7 +8,7 @@ purpose=${1:?"usage: scripts/setup.sh run|test"}
 packages="cmake ninja-build pkg-config libdlpack-dev libfmt-dev libcli11-dev nlohmann-json3-dev
   libonig-dev libutf8proc-dev"
 if [ "$purpose" = test ]; then
-  packages="$packages libgtest-dev clang-format clang-tidy"
+  packages="$packages libgtest-dev clang clang-format clang-tidy libclang-rt-dev"
 fi
 command -v c++ >/dev/null || packages="g++ $packages"
 

@@ -52,3 +52,10 @@ if(FLASHMHA_BUILD_APPS)
                 ${PROJECT_SOURCE_DIR}/scripts/check_readme.sh $<TARGET_FILE:flashmha_program>
                 ${PROJECT_SOURCE_DIR}/docs/implementation.md)
 endif()
+
+# A minute of fuzzing for each target, one after the other; `make fuzz SECONDS=3600` takes longer.
+include(fuzz/targets.cmake)
+foreach(target IN LISTS FLASHMHA_FUZZ_TARGETS)
+  flashmha_gate(fuzz.${target} fuzz 600 ${PROJECT_SOURCE_DIR}/scripts/fuzz.sh ${target} 60)
+  set_tests_properties(fuzz.${target} PROPERTIES SKIP_RETURN_CODE 77 RESOURCE_LOCK fuzz COST 900)
+endforeach()

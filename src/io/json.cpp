@@ -36,19 +36,21 @@ class Guard {
  public:
   Guard(const std::string& where, const JsonLimits& limits) : where_(where), limits_(limits) {}
 
-  bool operator()(int depth, Json::parse_event_t event, const Json& parsed) {
-    using enum Json::parse_event_t;
-    if (event == object_start || event == array_start) {
+  using Event = Json::parse_event_t;
+
+  bool operator()(int depth, Event event, const Json& parsed) {
+    if (event == Event::object_start || event == Event::array_start) {
       check(depth < limits_.max_depth, "{}: nested more than {} levels deep", where_,
             limits_.max_depth);
     }
-    if (event == object_start) num_keys_.push_back(0);
-    if (event == key) ++num_keys_.back();
-    if (event == object_end) {
+    if (event == Event::object_start) num_keys_.push_back(0);
+    if (event == Event::key) ++num_keys_.back();
+    if (event == Event::object_end) {
       has_repeated_key_ = has_repeated_key_ || parsed.size() != num_keys_.back();
       num_keys_.pop_back();
     }
-    if (event == object_start || event == array_start || event == value) ++num_values_;
+    if (event == Event::object_start || event == Event::array_start || event == Event::value)
+      ++num_values_;
     check(num_values_ <= limits_.max_values, "{}: more than {} values", where_, limits_.max_values);
     return true;
   }
