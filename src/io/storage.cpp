@@ -107,14 +107,28 @@ std::uint16_t narrow_bf16(float value) {
   return static_cast<std::uint16_t>(is_nan ? quiet_nan : rounded);
 }
 
+// Below the normal numbers adding 0.5, whose last bit counts 2^-24 as theirs does, rounds.
+std::uint16_t narrow_f16(float value) {
+  const auto word = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t magnitude = word & 0x7FFFFFFFu;
+  const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(shifted) - 0x3F000000u;
+  const std::uint32_t normal = (magnitude - (112u << 23) + 0xFFFu + ((magnitude >> 13) & 1u)) >> 13;
+  const std::uint32_t nan = 0x7E00u | ((magnitude >> 13) & 0x3FFu);
+  std::uint32_t result = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
+  result = magnitude >= 0x47800000u ? 0x7C00u : result;                 // 2^16
+  result = magnitude > 0x7F800000u ? nan : result;
+  return static_cast<std::uint16_t>(((word >> 16) & 0x8000u) | result);
+}
+
 template <class To>
 To narrow(float value) {
-  if constexpr (std::is_same_v<To, BFloat16>) {
-    BFloat16 result;
-    result.bits = narrow_bf16(value);
-    return result;
+  if constexpr (std::is_same_v<To, float>) {
+    return value;
   } else {
-    return static_cast<To>(value);
+    To result;
+    result.bits = std::is_same_v<To, BFloat16> ? narrow_bf16(value) : narrow_f16(value);
+    return result;
   }
 }
 
