@@ -10,4 +10,5 @@
 #include "flashmha/safetensors.h"
 #include "flashmha/tensor.h"
 #include "flashmha/tokenizer.h"
+#include "flashmha/trainer.h"
 #include "flashmha/version.h"
