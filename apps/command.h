@@ -49,6 +49,7 @@ void prepare(const CommonFlags& flags);
 void write_json(const CommonFlags& flags, const Json& report);
 
 void add_benchmark(CLI::App& program, ExitCode& exit_code);
+void add_generate(CLI::App& program, ExitCode& exit_code);
 void add_info(CLI::App& program, ExitCode& exit_code);
 void add_sanity_check(CLI::App& program, ExitCode& exit_code);
 void add_train(CLI::App& program, ExitCode& exit_code);

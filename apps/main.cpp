@@ -46,6 +46,7 @@ int main(int argc, char** argv) {
   add_sanity_check(program, exit_code);
   add_benchmark(program, exit_code);
   add_train(program, exit_code);
+  add_generate(program, exit_code);
   add_info(program, exit_code);
   return static_cast<int>(parse_and_run(program, exit_code, argc, argv));
 }

@@ -33,6 +33,10 @@ struct GeneratedText : Generated {
 std::vector<std::vector<std::int64_t>> encode_prompts(const text::Tokenizer& tokenizer,
                                                       std::span<const std::string> prompts);
 
+// Throws invalid_argument for options that are out of range or exclude each other; generate_text
+// does it first.
+void check_text_generation(const TextGenerationOptions& options);
+
 // Results as of generate(). Throws invalid_argument.
 std::vector<GeneratedText> generate_text(const CausalLM& model, const text::Tokenizer& tokenizer,
                                          std::span<const std::string> prompts,

@@ -40,15 +40,6 @@ class RowText {
   std::int64_t num_tokens_ = 0;
 };
 
-void check_text_options(const TextGenerationOptions& options) {
-  for (const std::string& string : options.stop_strings)
-    check(!string.empty(), "[generate_text] stop_strings must not be empty");
-  check(options.generation.num_beams == 1 || (options.stop_strings.empty() && !options.on_text),
-        "[generate_text] num_beams ({}) excludes stop_strings and on_text: which tokens stay is "
-        "known at the end only",
-        options.generation.num_beams);
-}
-
 // Text and reason of rows whose tokens were followed one by one.
 std::vector<GeneratedText> followed(const CausalLM& model, const text::Tokenizer& tokenizer,
                                     std::span<const std::vector<std::int64_t>> ids,
@@ -94,11 +85,20 @@ std::vector<std::vector<std::int64_t>> encode_prompts(const text::Tokenizer& tok
   return ids;
 }
 
+void check_text_generation(const TextGenerationOptions& options) {
+  check_generation(options.generation);
+  for (const std::string& string : options.stop_strings)
+    check(!string.empty(), "[generate_text] stop_strings must not be empty");
+  check(options.generation.num_beams == 1 || (options.stop_strings.empty() && !options.on_text),
+        "[generate_text] num_beams ({}) excludes stop_strings and on_text: which tokens stay is "
+        "known at the end only",
+        options.generation.num_beams);
+}
+
 std::vector<GeneratedText> generate_text(const CausalLM& model, const text::Tokenizer& tokenizer,
                                          std::span<const std::string> prompts,
                                          const TextGenerationOptions& options) {
-  check_generation(options.generation);
-  check_text_options(options);
+  check_text_generation(options);
   const std::vector<std::vector<std::int64_t>> ids = encode_prompts(tokenizer, prompts);
   if (options.generation.num_beams == 1) return followed(model, tokenizer, ids, options);
   std::vector<GeneratedText> results;
