@@ -78,15 +78,21 @@ Tiling even_tiles(const GemmProblem& p, const KernelTable& table, int64_t max_ro
   return {rows, columns, ceil_div(p.m, rows), ceil_div(p.n, columns)};
 }
 
+// True if B is read once, straight from memory.
+bool has_few_rows(const GemmProblem& p) {
+  if (p.b.column_stride == 1) return p.m <= kMaxFewRows;
+  return p.b.row_stride == 1 && p.m <= kMaxFewRowsTransposed;
+}
+
 // The largest tiles that give every thread several tasks, so that the last ones even out.
 Tiling choose_tiling(const GemmProblem& p, const KernelTable& table, int64_t num_products,
                      int threads) {
-  if (p.m <= kMaxFewRows) {
+  if (has_few_rows(p)) {
     // Where B's rows are contiguous they are best read whole (8 KiB and more at a time: twice the
     // speed of 1 KiB); else its columns are, and more tasks balance better.
     const int tasks = p.b.column_stride == 1 ? threads : 4 * threads;
     const int64_t columns = std::max(kMinFewRowsColumns, ceil_div(p.n, tasks));
-    return even_tiles(p, table, kMaxFewRows, columns);
+    return even_tiles(p, table, p.m, columns);
   }
   int64_t max_rows = kMaxRows, max_columns = kMaxColumns;
   Tiling tiling = even_tiles(p, table, max_rows, max_columns);
@@ -221,10 +227,9 @@ void run_tile(const Product& product, std::array<int64_t, 2> from, std::array<in
   const bool accumulate = in_place && p.beta == 1.0f;
   const ScratchBlock out = in_place ? ScratchBlock{reinterpret_cast<float*>(c), p.c.row_stride}
                                     : ScratchBlock{product_scratch.floats(rows * columns), columns};
-  const bool unit_b = p.b.column_stride == 1 || p.b.row_stride == 1;
   if (p.k == 0) {
     std::fill_n(out.data, rows * columns, 0.0f);
-  } else if (p.m <= kMaxFewRows && unit_b) {
+  } else if (has_few_rows(p)) {
     multiply_few_rows(product, from[1], rows, columns, out, accumulate);
   } else {
     multiply_tile(product, from, size, out, accumulate);

@@ -94,70 +94,204 @@ static void few_rows_of(const float* left, const SourceBlock& b, ScratchBlock c,
   }
 }
 
-// Groups of kLanes columns that are summed side by side, so that one's chain of FMAs covers the
-// other's latency. More groups compute faster but read from memory slower: too many rows at once.
-constexpr int kGroups = 2;
+// Where b's columns are contiguous (weights [n, k]), kFewColumns of them are taken together: a
+// short part is transposed into a panel, which keeps the sum over k in one lane (the order of the
+// register tile), and multiplied with all rows while memory brings the part that comes kPartBytes
+// later. Two things decide the speed: enough chains of FMAs side by side to cover their latency,
+// and reads that are asked for evenly and in the order of memory, as the hardware's own prefetching
+// follows only one or two streams well.
+constexpr int kFewColumns = 32;
+constexpr int kGroups = kFewColumns / kLanes;
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kPanelBytes = 2 * kLineBytes;  // of a column of b in one panel
+constexpr int64_t kPartBytes = 4096;             // of a column of b that is asked for at once
+constexpr int kFirstLines = 512;                 // asked for before the work starts
 
-// kGroups * kLanes columns of c, of which `columns` exist. Each block of b is transposed in
-// registers, which keeps the sum over k in one lane: the order of the register tile.
-template <class T, int Rows>
-static void few_columns_tile(int64_t depth, const float* left, const T* b, int64_t b_stride,
-                             int64_t columns, ScratchBlock c, bool accumulate) {
-  Vec acc[kGroups][Rows];
-  for (int g = 0; g < kGroups; ++g) {
-    const int valid = static_cast<int>(smaller(kLanes, columns - g * kLanes));
-    for (int i = 0; i < Rows; ++i) {
-      const float* from = c.data + i * c.stride + g * kLanes;
-      acc[g][i] = accumulate && valid > 0 ? load_n(from, valid) : Vec{};
+// Asks for parts of columns, a line at a time, into the second-level cache.
+class ReadAhead {
+ public:
+  ReadAhead() = default;
+  ReadAhead(const void* first, int64_t stride_bytes, int64_t part_bytes, int64_t num_columns)
+      : line_(static_cast<const char*>(first)),
+        lines_of_part_(blocks_of(part_bytes, kLineBytes)),
+        lines_left_(lines_of_part_),
+        to_next_part_(stride_bytes - lines_of_part_ * kLineBytes),
+        columns_left_(num_columns) {}
+
+  void ask(int num_lines) {
+    for (; num_lines > 0 && columns_left_ > 0; --num_lines) {
+      __builtin_prefetch(line_, 0, 2);
+      line_ += kLineBytes;
+      if (--lines_left_ > 0) continue;
+      line_ += to_next_part_;
+      lines_left_ = lines_of_part_;
+      --columns_left_;
     }
   }
-  constexpr int kDepth = kBlockDepth<T>;
-  // A whole cache line of every row at a time: rows often lie a multiple of 4 KiB apart, so that
-  // their lines share one set of the first-level cache and do not stay for a second visit.
-  constexpr int64_t kLine = 64 / sizeof(T);
-  int64_t k = 0;
-  for (; k + kLine <= depth && columns == kGroups * kLanes; k += kLine) {
+
+ private:
+  const char* line_ = nullptr;
+  int64_t lines_of_part_ = 0;
+  int64_t lines_left_ = 0;
+  int64_t to_next_part_ = 0;
+  int64_t columns_left_ = 0;
+};
+
+// Elements of a column in one word of a panel: bf16 stays in pairs until it is multiplied, so that
+// half as many words are transposed and stored.
+template <class T>
+constexpr int kWordDepth = 1;
+template <>
+constexpr int kWordDepth<Bf16> = 2;
+
+template <class T>
+static Vec load_block_row(const T* from) {
+  if constexpr (kWordDepth<T> == 2) return (Vec)load_words(from);
+  return load(from);
+}
+
+// A whole panel: row w, column j is word w of column j of b.
+template <class T>
+static void pack_words(const T* b, int64_t stride, float* panel, ReadAhead& ahead) {
+  constexpr int64_t kLine = kLineBytes / sizeof(T);
+  for (int64_t k = 0; k < kPanelBytes / static_cast<int64_t>(sizeof(T)); k += kLine) {
     for (int g = 0; g < kGroups; ++g) {
-      for (int64_t part = k; part < k + kLine; part += kDepth) {
-        Vec block[kDepth];
-        transposed_block(b + g * kLanes * b_stride + part, b_stride, kDepth, kLanes, block);
-        for (int d = 0; d < kDepth; ++d) {
-          for (int i = 0; i < Rows; ++i) {
-            acc[g][i] = fma(set1(left[i * depth + part + d]), block[d], acc[g][i]);
-          }
-        }
+      ahead.ask(kLanes / 2);  // the other half: multiply_words
+      for (int64_t part = k; part < k + kLine; part += kBlockDepth<T>) {
+        const T* from = b + g * kLanes * stride + part;
+        Vec block[kLanes];
+        for (int j = 0; j < kLanes; ++j)
+          block[j] = load_block_row(from + j * stride);
+        transpose(block);
+        float* to = panel + part / kWordDepth<T> * kFewColumns + g * kLanes;
+        for (int d = 0; d < kLanes; ++d)
+          store(to + d * kFewColumns, block[d]);
       }
-    }
-  }
-  for (; k < depth; k += kDepth) {
-    const int64_t rest = smaller(kDepth, depth - k);
-    for (int g = 0; g < kGroups; ++g) {
-      Vec block[kDepth];
-      transposed_block(b + g * kLanes * b_stride + k, b_stride, rest, columns - g * kLanes, block);
-      for (int d = 0; d < rest; ++d) {
-        for (int i = 0; i < Rows; ++i) {
-          acc[g][i] = fma(set1(left[i * depth + k + d]), block[d], acc[g][i]);
-        }
-      }
-    }
-  }
-  for (int g = 0; g < kGroups; ++g) {
-    const int valid = static_cast<int>(smaller(kLanes, columns - g * kLanes));
-    for (int i = 0; i < Rows && valid > 0; ++i) {
-      store_n(c.data + i * c.stride + g * kLanes, acc[g][i], valid);
     }
   }
 }
 
-template <class T, int Rows>
-static void few_rows_transposed_of(const float* left, const SourceBlock& b, ScratchBlock c,
-                                   bool accumulate) {
-  constexpr int64_t kColumns = kGroups * kLanes;
-  const T* rows = static_cast<const T*>(b.data);
-  for (int64_t j = 0; j < b.num_columns; j += kColumns) {
-    few_columns_tile<T, Rows>(b.num_rows, left, rows + j * b.column_stride, b.column_stride,
-                              smaller(kColumns, b.num_columns - j), {c.data + j, c.stride},
-                              accumulate);
+// A panel of floats of any depth and at most kFewColumns columns; the others become zero.
+template <class T>
+static void pack_floats(const T* b, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+  for (int64_t k = 0; k < depth; k += kBlockDepth<T>) {
+    const int64_t rest = smaller(kBlockDepth<T>, depth - k);
+    for (int g = 0; g < kGroups; ++g) {
+      Vec block[kBlockDepth<T>];
+      transposed_block(b + g * kLanes * stride + k, stride, rest, columns - g * kLanes, block);
+      for (int d = 0; d < rest; ++d)
+        store(panel + (k + d) * kFewColumns + g * kLanes, block[d]);
+    }
+  }
+}
+
+// sums[Rows][Groups * kLanes] += left[Rows][depth] panel, element chains in the order of k.
+template <int WordDepth, int Rows, int Groups>
+static void multiply_words(const float* left, int64_t left_stride, const float* panel,
+                           int64_t depth, float* sums, ReadAhead& ahead) {
+  Vec acc[Rows][Groups];
+  for (int i = 0; i < Rows; ++i) {
+    for (int g = 0; g < Groups; ++g)
+      acc[i][g] = load(sums + i * kFewColumns + g * kLanes);
+  }
+  for (int64_t k = 0; k < depth; k += WordDepth, panel += kFewColumns) {
+    ahead.ask(1);
+    Vec words[Groups];
+    for (int g = 0; g < Groups; ++g)
+      words[g] = load(panel + g * kLanes);
+    for (int half = 0; half < WordDepth; ++half) {
+      Vec right[Groups];
+      for (int g = 0; g < Groups; ++g) {
+        const Vec even = (Vec)((IVec)words[g] << 16), odd = (Vec)((IVec)words[g] & -0x10000);
+        right[g] = WordDepth == 1 ? words[g] : half == 0 ? even : odd;
+      }
+      for (int i = 0; i < Rows; ++i) {
+        const Vec scale = set1(left[i * left_stride + k + half]);
+        for (int g = 0; g < Groups; ++g)
+          acc[i][g] = fma(scale, right[g], acc[i][g]);
+      }
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int g = 0; g < Groups; ++g)
+      store(sums + i * kFewColumns + g * kLanes, acc[i][g]);
+  }
+}
+
+// As many groups at once as leave registers for the right side.
+template <int WordDepth, int Rows>
+static void multiply_rows(const float* left, int64_t left_stride, const float* panel, int64_t depth,
+                          float* sums, ReadAhead& ahead) {
+  constexpr int kSideBySide = Rows * kGroups > 8 && kGroups > 1 ? kGroups / 2 : kGroups;
+  for (int g = 0; g < kGroups; g += kSideBySide) {
+    multiply_words<WordDepth, Rows, kSideBySide>(left, left_stride, panel + g * kLanes, depth,
+                                                 sums + g * kLanes, ahead);
+  }
+}
+
+template <int WordDepth>
+static void multiply_few(int64_t m, const float* left, int64_t left_stride, const float* panel,
+                         int64_t depth, float* sums, ReadAhead& ahead) {
+  for (; m >= 4; m -= 4, left += 4 * left_stride, sums += 4 * kFewColumns)
+    multiply_rows<WordDepth, 4>(left, left_stride, panel, depth, sums, ahead);
+  if (m == 3) multiply_rows<WordDepth, 3>(left, left_stride, panel, depth, sums, ahead);
+  if (m == 2) multiply_rows<WordDepth, 2>(left, left_stride, panel, depth, sums, ahead);
+  if (m == 1) multiply_rows<WordDepth, 1>(left, left_stride, panel, depth, sums, ahead);
+}
+
+// At most kFewColumns columns of b from column j on, for all rows. sums: [m][kFewColumns].
+template <class T>
+static void multiply_columns(int64_t m, const float* left, const SourceBlock& b, int64_t j,
+                             float* sums) {
+  constexpr int64_t kPart = kPartBytes / sizeof(T), kDepth = kPanelBytes / sizeof(T);
+  const auto part_at = [&](int64_t column, int64_t k) {
+    const T* first = static_cast<const T*>(b.data) + column * b.column_stride + k;
+    const int64_t bytes = smaller(kPart, b.num_rows - k) * static_cast<int64_t>(sizeof(T));
+    return ReadAhead(first, b.column_stride * static_cast<int64_t>(sizeof(T)), bytes,
+                     smaller(kFewColumns, b.num_columns - column));
+  };
+  alignas(64) float panel[kDepth * kFewColumns];
+  const int64_t columns = smaller(kFewColumns, b.num_columns - j);
+  ReadAhead ahead = part_at(j, 0);
+  if (j == 0) ahead.ask(kFirstLines);
+  for (int64_t k = 0; k < b.num_rows; k += kDepth) {
+    if (k % kPart == 0) {
+      ahead = ReadAhead();
+      if (k + kPart < b.num_rows) {
+        ahead = part_at(j, k + kPart);
+      } else if (j + kFewColumns < b.num_columns) {
+        ahead = part_at(j + kFewColumns, 0);
+      }
+    }
+    const T* from = static_cast<const T*>(b.data) + j * b.column_stride + k;
+    const int64_t depth = smaller(kDepth, b.num_rows - k);
+    if (columns == kFewColumns && depth == kDepth) {
+      pack_words(from, b.column_stride, panel, ahead);
+      multiply_few<kWordDepth<T>>(m, left + k, b.num_rows, panel, depth, sums, ahead);
+    } else {
+      pack_floats(from, b.column_stride, depth, columns, panel);
+      multiply_few<1>(m, left + k, b.num_rows, panel, depth, sums, ahead);
+    }
+  }
+}
+
+template <class T>
+static void few_rows_transposed(int64_t m, const float* left, const SourceBlock& b, ScratchBlock c,
+                                bool accumulate) {
+  alignas(64) float sums[kMaxFewRowsTransposed * kFewColumns];
+  for (int64_t j = 0; j < b.num_columns; j += kFewColumns) {
+    const int64_t columns = smaller(kFewColumns, b.num_columns - j);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t n = 0; n < kFewColumns; ++n) {
+        const bool start = accumulate && n < columns;
+        sums[i * kFewColumns + n] = start ? c.data[i * c.stride + j + n] : 0.0f;
+      }
+    }
+    multiply_columns<T>(m, left, b, j, sums);
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t n = 0; n < columns; ++n)
+        c.data[i * c.stride + j + n] = sums[i * kFewColumns + n];
+    }
   }
 }
 
@@ -169,17 +303,6 @@ static void few_rows(int64_t m, const float* left, const SourceBlock& b, Scratch
     case 2: return few_rows_of<T, 2>(left, b, c, accumulate);
     case 3: return few_rows_of<T, 3>(left, b, c, accumulate);
     default: return few_rows_of<T, kMaxFewRows>(left, b, c, accumulate);
-  }
-}
-
-template <class T>
-static void few_rows_transposed(int64_t m, const float* left, const SourceBlock& b, ScratchBlock c,
-                                bool accumulate) {
-  switch (m) {
-    case 1: return few_rows_transposed_of<T, 1>(left, b, c, accumulate);
-    case 2: return few_rows_transposed_of<T, 2>(left, b, c, accumulate);
-    case 3: return few_rows_transposed_of<T, 3>(left, b, c, accumulate);
-    default: return few_rows_transposed_of<T, kMaxFewRows>(left, b, c, accumulate);
   }
 }
 

@@ -11,6 +11,8 @@ constexpr int kNumStorages = 3;
 
 // Rows of the left operand that one pass over the weights serves without a register tile.
 constexpr int kMaxFewRows = 4;
+// The same where B's columns are contiguous: its panels serve more rows from the cache.
+constexpr int kMaxFewRowsTransposed = 8;
 
 // A block of a matrix in storage, read as float.
 struct SourceBlock {
@@ -56,8 +58,9 @@ struct GemmKernels {
   void (*multiply_panel)(int64_t m, int64_t n, int64_t k, const LeftBlock& left, const float* panel,
                          ScratchBlock c, bool accumulate);
 
-  // c[m][j] (+)= sum over k of left[m][k] b[k][j] for m <= kMaxFewRows rows, reading b once and
-  // from memory, unpacked. The same chains of FMAs as multiply_panel: equal bits.
+  // c[m][j] (+)= sum over k of left[m][k] b[k][j] for m <= kMaxFewRows rows (transposed, row_stride
+  // 1: kMaxFewRowsTransposed), reading b once, straight from memory. The same chains of FMAs as
+  // multiply_panel: equal bits.
   void (*few_rows[kNumStorages])(int64_t m, const float* left, const SourceBlock& b, ScratchBlock c,
                                  bool accumulate);
   void (*few_rows_transposed[kNumStorages])(int64_t m, const float* left, const SourceBlock& b,

@@ -189,6 +189,21 @@ TEST_P(Gemm, odd_sizes) {
   }
 }
 
+// Columns of b through panels: several of them, several parts, rests of both, every number of rows.
+TEST_P(Gemm, few_rows_and_contiguous_columns) {
+  for (int64_t m = 1; m <= 9; ++m) {
+    for (const DType b : kDTypes) {
+      for (const int64_t n : {32, 70}) {
+        for (const int64_t k : {64, 131}) {
+          check({.m = m, .n = n, .k = k, .b = b, .b_order = Order::columns});
+        }
+      }
+    }
+  }
+  for (const DType b : kDTypes)
+    check({.m = 1, .n = 65, .k = 4200, .b = b, .b_order = Order::columns});
+}
+
 TEST_P(Gemm, every_mix_of_storages_and_strides) {
   for (const int64_t m : {2, 9}) {
     for (const DType a : kDTypes) {
