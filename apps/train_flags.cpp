@@ -139,8 +139,7 @@ model::ModelConfig train_model_config(const TrainFlags& flags, std::int64_t voca
   config.attention.num_heads = flags.heads;
   config.attention.num_kv_heads = flags.kv_heads;
   config.attention.head_dim = flags.head_dim;
-  config.attention.rotary->max_position_embeddings =
-      std::max(config.attention.rotary->max_position_embeddings, flags.seq_length);
+  config.attention.rotary->max_position_embeddings = flags.seq_length;
   return config;
 }
 

@@ -58,6 +58,7 @@ int main() {
   (void)trainer.run();
 
   std::vector<std::vector<std::int64_t>> prompts;
+  prompts.reserve(10);
   for (int a = 0; a < 10; ++a)
     prompts.push_back(tokenizer.encode(question(a, 9 - a / 2)));
   const std::vector<model::Generated> answers = generate(

@@ -31,6 +31,7 @@ class ReadCorpus : public testing::Test {
   std::vector<std::string> read(const std::vector<std::string>& names,
                                 const train::CorpusOptions& options = {}) {
     std::vector<std::string> paths;
+    paths.reserve(names.size());
     for (const std::string& name : names)
       paths.push_back(folder_.path(name));
     const Tokenizer tokenizer = Tokenizer::bytes();
