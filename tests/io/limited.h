@@ -7,6 +7,11 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
+#include <initializer_list>
+#include <ostream>
+#include <string>
+#include <vector>
+
 #include "flashmha/error.h"
 
 namespace flashmha::test {
@@ -34,5 +39,33 @@ template <class Function>
 inline testing::ExitedWithCode exited_with(ErrorCode code) {
   return testing::ExitedWithCode(1 + static_cast<int>(code));
 }
+
+// Matches what a process said if it holds every piece. Not a regular expression: Oniguruma brings
+// its own regcomp, the sanitizers call the C library's regexec with what it made, and hang.
+class Says {
+ public:
+  using is_gtest_matcher = void;
+
+  Says(std::initializer_list<std::string> pieces) : pieces_(pieces) {}
+
+  bool MatchAndExplain(const std::string& text, std::ostream*) const {  // NOLINT: GoogleTest's name
+    for (const std::string& piece : pieces_) {
+      if (text.find(piece) == std::string::npos) return false;
+    }
+    return true;
+  }
+  void DescribeTo(std::ostream* stream) const {  // NOLINT: GoogleTest's name
+    *stream << "holds:";
+    for (const std::string& piece : pieces_)
+      *stream << " '" << piece << "'";
+  }
+  void DescribeNegationTo(std::ostream* stream) const {  // NOLINT: GoogleTest's name
+    *stream << "not ";
+    DescribeTo(stream);
+  }
+
+ private:
+  std::vector<std::string> pieces_;
+};
 
 }  // namespace flashmha::test

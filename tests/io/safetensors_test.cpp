@@ -179,7 +179,8 @@ TEST(SafetensorsDeathTest, AFullDiskKeepsTheFile) {
                 const Tensor x = Tensor::zeros({30'000}, DType::float32);
                 write_safetensors(folder / "a", std::vector<NamedTensor>{{"x", x}});
               }),
-              test::exited_with(ErrorCode::io), "cannot write .*/a: .*nothing was overwritten");
+              test::exited_with(ErrorCode::io),
+              (test::Says{"cannot write", "/a: ", "nothing was overwritten"}));
   EXPECT_EQ(folder.read("a"), "old");
   EXPECT_EQ(folder.names(), std::set<std::string>{"a"});
 }
