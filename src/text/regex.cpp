@@ -1,12 +1,11 @@
 #include "text/regex.h"
 
-#include <oniguruma.h>
-
 #include <array>
 #include <utility>
 
 #include "core/check.h"
 #include "io/json.h"
+#include "text/oniguruma.h"
 #include "text/utf8.h"
 
 namespace flashmha::text {
@@ -20,18 +19,11 @@ unsigned long retry_limit(std::size_t text_bytes) {
   return 10'000 + 100 * text_bytes;
 }
 
-void initialize() {
-  static const int status = [] {
-    OnigEncoding encodings[] = {ONIG_ENCODING_UTF8};
-    return onig_initialize(encodings, 1);
-  }();
-  check(status == ONIG_NORMAL, "[Regex] Oniguruma does not start: error {}", status);
-}
-
 std::string message_of(int error, OnigErrorInfo* info) {
   std::array<OnigUChar, ONIG_MAX_ERROR_MESSAGE_LEN> text{};
-  const int length = info == nullptr ? onig_error_code_to_str(text.data(), error)
-                                     : onig_error_code_to_str(text.data(), error, info);
+  const auto error_text = oniguruma().error_text;
+  const int length =
+      info == nullptr ? error_text(text.data(), error) : error_text(text.data(), error, info);
   return {reinterpret_cast<const char*>(text.data()), static_cast<std::size_t>(length)};
 }
 
@@ -39,23 +31,27 @@ const OnigUChar* begin_of(std::string_view text) {
   return reinterpret_cast<const OnigUChar*>(text.data());
 }
 
-using Region = std::unique_ptr<OnigRegion, void (*)(OnigRegion*)>;
-using MatchParam = std::unique_ptr<OnigMatchParam, void (*)(OnigMatchParam*)>;
+struct Release {
+  void operator()(OnigRegion* region) const { oniguruma().region_free(region, 1); }
+  void operator()(OnigMatchParam* param) const { oniguruma().free_match_param(param); }
+};
+using Region = std::unique_ptr<OnigRegion, Release>;
+using MatchParam = std::unique_ptr<OnigMatchParam, Release>;
 
 }  // namespace
 
 struct Regex::Compiled {
   Compiled(const std::string& pattern, const std::string& where) {
-    initialize();
+    const Oniguruma& onig = oniguruma();
     OnigErrorInfo info{};
-    const int status = onig_new(&regex, begin_of(pattern), begin_of(pattern) + pattern.size(),
-                                ONIG_OPTION_NONE, ONIG_ENCODING_UTF8, ONIG_SYNTAX_DEFAULT, &info);
+    const int status = onig.compile(&regex, begin_of(pattern), begin_of(pattern) + pattern.size(),
+                                    ONIG_OPTION_NONE, onig.utf8, onig.syntax, &info);
     check(status == ONIG_NORMAL, "{}: {} is no regular expression: {}", where, io::quote(pattern),
           message_of(status, &info));
   }
   Compiled(const Compiled&) = delete;
   Compiled& operator=(const Compiled&) = delete;
-  ~Compiled() { onig_free(regex); }
+  ~Compiled() { oniguruma().free(regex); }
 
   regex_t* regex = nullptr;
 };
@@ -67,19 +63,20 @@ Regex::Regex(std::string pattern, const std::string& where) : pattern_(std::move
 }
 
 std::vector<Range> Regex::find_all(std::string_view text) const {
-  const Region region(onig_region_new(), [](OnigRegion* r) { onig_region_free(r, 1); });
-  const MatchParam param(onig_new_match_param(), onig_free_match_param);
-  onig_initialize_match_param(param.get());
+  const Oniguruma& onig = oniguruma();
+  const Region region(onig.region_new());
+  const MatchParam param(onig.new_match_param());
+  onig.initialize_match_param(param.get());
   const OnigUChar* begin = begin_of(text);
   const OnigUChar* end = begin + text.size();
   std::vector<Range> matches;
   std::size_t position = 0;
   while (position <= text.size()) {
     const unsigned long limit = retry_limit(text.size() - position);
-    onig_set_retry_limit_in_match_of_match_param(param.get(), limit);
-    onig_set_retry_limit_in_search_of_match_param(param.get(), limit);
-    const int found = onig_search_with_param(compiled_->regex, begin, end, begin + position, end,
-                                             region.get(), ONIG_OPTION_NONE, param.get());
+    onig.set_retry_limit_in_match(param.get(), limit);
+    onig.set_retry_limit_in_search(param.get(), limit);
+    const int found = onig.search(compiled_->regex, begin, end, begin + position, end, region.get(),
+                                  ONIG_OPTION_NONE, param.get());
     if (found == ONIG_MISMATCH) break;
     check(found >= 0, "[Tokenizer::encode] the pattern {} gives up after {} bytes: {}",
           io::quote(pattern_), position, message_of(found, nullptr));

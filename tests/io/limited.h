@@ -40,8 +40,8 @@ inline testing::ExitedWithCode exited_with(ErrorCode code) {
   return testing::ExitedWithCode(1 + static_cast<int>(code));
 }
 
-// Matches what a process said if it holds every piece. Not a regular expression: Oniguruma brings
-// its own regcomp, the sanitizers call the C library's regexec with what it made, and hang.
+// Matches what a process said if it holds every piece: messages hold file names, which are no
+// regular expressions.
 class Says {
  public:
   using is_gtest_matcher = void;
