@@ -157,7 +157,8 @@ void add_benchmark_attention(CLI::App& benchmark, ExitCode& exit_code) {
       ->capture_default_str();
   command->add_option("--dtype", flags->dtypes, "Element types")
       ->delimiter(',')
-      ->transform(CLI::CheckedTransformer(kDtypes))
+      ->transform(one_of(kDtypes))
+      ->type_name("NAME")
       ->default_str("float32,bfloat16,float16");
   add_sizes("--head-dim", flags->head_dims, "Sizes of a head");
   add_sizes("--seq-length", flags->seq_lengths, "Tokens in a sequence, or in the cache");

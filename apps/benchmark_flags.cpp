@@ -9,7 +9,8 @@ void add_dtype_flag(CLI::App& command, DType& dtype) {
   const std::map<std::string, DType> names = {
       {"float32", DType::float32}, {"bfloat16", DType::bfloat16}, {"float16", DType::float16}};
   command.add_option("--dtype", dtype, "Element type of parameters and activations")
-      ->transform(CLI::CheckedTransformer(names))
+      ->transform(one_of(names))
+      ->type_name("NAME")
       ->default_str(dtype_name(dtype));
 }
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -38,6 +39,22 @@ struct CommonFlags {
 // A subcommand with the common flags. `example` is a command line, printed below its help.
 CLI::App* add_command(CLI::App& program, CommonFlags& flags, const std::string& name,
                       const std::string& description, const std::string& example);
+
+// For ->transform: only these names, each for its value; help and errors list them.
+template <class Value>
+CLI::Validator one_of(const std::map<std::string, Value>& values) {
+  std::string names;
+  for (const auto& [name, value] : values)
+    names += (names.empty() ? "{" : ",") + name;
+  names += "}";
+  const auto translate = [values, names](std::string& input) -> std::string {
+    const auto found = values.find(input);
+    if (found == values.end()) return input + " is not in " + names;
+    input = std::to_string(static_cast<int>(found->second));
+    return {};
+  };
+  return {translate, names};
+}
 
 // Applies the common flags; call it before the work starts. Throws Error(io) at once if the JSON
 // file could not be written at the end.

@@ -94,7 +94,8 @@ void add_beam_flags(CLI::App& command, model::GenerationOptions& generation) {
   command
       .add_option("--early-stopping", generation.early_stopping,
                   "When beam search stops: heuristic, when-found or never")
-      ->transform(CLI::CheckedTransformer(kEarlyStopping))
+      ->transform(one_of(kEarlyStopping))
+      ->type_name("NAME")
       ->default_str("heuristic");
 }
 
@@ -110,10 +111,12 @@ void add_generate_flags(CLI::App& command, GenerateFlags& flags) {
       ->type_name("NAME")
       ->capture_default_str();
   command.add_option("--attention", flags.load.attention_kind, "plain or flash")
-      ->transform(CLI::CheckedTransformer(kAttention))
+      ->transform(one_of(kAttention))
+      ->type_name("NAME")
       ->default_str("flash");
   command.add_option("--dtype", flags.load.dtype, "Of weights and activations [the model's own]")
-      ->transform(CLI::CheckedTransformer(kDtypes));
+      ->transform(one_of(kDtypes))
+      ->type_name("NAME");
 }
 
 std::vector<std::string> read_prompts(const GenerateFlags& flags) {

@@ -58,7 +58,7 @@ void add_model_flags(CLI::App& command, TrainFlags& flags) {
       .add_option("--dtype", flags.dtype,
                   "Of parameters and activations: float32 (default) or bfloat16, whose optimiser "
                   "keeps float32 weights; default with --model: the model's")
-      ->transform(CLI::CheckedTransformer(names))
+      ->transform(one_of(names))
       ->type_name("NAME");
   const auto add_shape = [&](const std::string& name, std::int64_t& size, const std::string& what) {
     add_count(command, name, size, size > 0 ? 1 : 0, what)->capture_default_str()->excludes(model);
