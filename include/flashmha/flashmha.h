@@ -9,6 +9,7 @@
 #include "flashmha/plan.h"
 #include "flashmha/safetensors.h"
 #include "flashmha/tensor.h"
+#include "flashmha/text_generation.h"
 #include "flashmha/tokenizer.h"
 #include "flashmha/trainer.h"
 #include "flashmha/version.h"
