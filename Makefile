@@ -2,7 +2,6 @@
 # what is missing and build first. CMake users need none of this: cmake --preset cpu.
 
 JOBS ?= $(shell nproc)
-ARGS ?= --help
 
 ifneq ($(filter-out 0,$(CUDA)),)
   $(error The CUDA backend is not part of this version yet: run make without CUDA=$(CUDA))
@@ -11,7 +10,7 @@ endif
 PROGRAM = build/cpu/apps/flashmha
 
 help:
-	@echo 'make run      sanity check, then the benchmark: plain against flash attention'
+	@echo 'make run      sanity check, benchmark (plain against flash), a model trained and sampled'
 	@echo 'make test     all tests'
 	@echo 'make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan     all tests under ThreadSanitizer'
@@ -27,9 +26,18 @@ program:
 	@cmake --preset cpu -DFLASHMHA_BUILD_TESTS=OFF --log-level=WARNING
 	@cmake --build --preset cpu --target flashmha_program --parallel $(JOBS)
 
+# A text that every Debian system has; elsewhere our own documents.
+TEXT = $(firstword $(wildcard /usr/share/common-licenses) docs)
+TRAINED = build/first-model
+
 run: program
 	$(PROGRAM) sanity-check
 	$(PROGRAM) benchmark --batch-size 2 --seq-length 256
+	@cmake -E rm -rf $(TRAINED)
+	$(PROGRAM) train --data $(TEXT) --output $(TRAINED) --steps 600 --layers 4 --hidden 128 --heads 4 \
+	  --seq-length 256 --batch-size 4 --learning-rate 4e-3
+	$(PROGRAM) generate --model $(TRAINED) --prompt 'This program is free software' --echo \
+	  --max-new-tokens 200 --temperature 0.7 --seed 1
 
 # $(call run_tests,preset)
 define run_tests

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "core/check.h"
+#include "flashmha/trainer.h"
 #include "generation_speed.h"
 #include "progress.h"
 
@@ -22,10 +23,16 @@ void write_text(std::string_view text) {
   std::fflush(stdout);
 }
 
-std::unique_ptr<model::CausalLM> load_model(const GenerateFlags& flags) {
-  if (!std::filesystem::is_directory(flags.model)) {
-    fail(ErrorCode::io, "[generate] --model must be a directory; got '{}'", flags.model);
+// The directory itself, or the newest checkpoint in the output of `flashmha train`.
+std::string find_model(const std::string& directory) {
+  if (!std::filesystem::is_directory(directory)) {
+    fail(ErrorCode::io, "[generate] --model must be a directory; got '{}'", directory);
   }
+  if (std::filesystem::exists(directory + "/config.json")) return directory;
+  return train::latest_checkpoint(directory).value_or(directory);
+}
+
+std::unique_ptr<model::CausalLM> load_model(const GenerateFlags& flags) {
   Progress progress("generate", 1);
   progress.step("loading " + flags.model);
   return model::load_pretrained(flags.model, flags.load);
@@ -126,6 +133,7 @@ void add_generate(CLI::App& program, ExitCode& exit_code) {
   add_generate_flags(*command, *flags);
   command->callback([flags, &exit_code] {
     prepare(flags->common);
+    flags->model = find_model(flags->model);
     run(*flags);
     exit_code = ExitCode::ok;
   });

@@ -43,7 +43,9 @@ std::string read_all(std::istream& stream, const std::string& name) {
 }
 
 void add_text_flags(CLI::App& command, GenerateFlags& flags) {
-  command.add_option("--model", flags.model, "Directory of the model, as Hugging Face's")
+  command
+      .add_option("--model", flags.model,
+                  "Directory of the model, as Hugging Face's, or of a run of flashmha train")
       ->required()
       ->type_name("DIR");
   CLI::Option* prompt =

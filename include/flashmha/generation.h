@@ -47,13 +47,13 @@ std::string_view finish_reason_name(FinishReason reason);
 struct GenerationOptions {
   std::int64_t max_new_tokens = 32;
   // A row that produced one of these is finished.
-  std::vector<std::int64_t> stop_token_ids;
+  std::vector<std::int64_t> stop_token_ids{};
   // What generate(TensorView) puts behind the last token of a row.
   std::int64_t pad_token_id = 0;
   // Results of every prompt: the best beams, or so many draws.
   std::int64_t num_return_sequences = 1;
 
-  SamplingOptions sampling;
+  SamplingOptions sampling{};
   // Row r = prompt * num_return_sequences + sequence draws at DrawPosition{first_row + r, step}: a
   // batch that is cut over several calls gives what it gives in one.
   std::uint64_t first_row = 0;
@@ -66,9 +66,9 @@ struct GenerationOptions {
   EarlyStopping early_stopping = EarlyStopping::heuristic;
 
   // Called with every token when it is chosen, row by row in each step; false ends the row.
-  std::function<bool(std::int64_t row, std::int64_t token)> on_token;
+  std::function<bool(std::int64_t row, std::int64_t token)> on_token{};
   // Called at the end of every step, the first is 0: for progress and times.
-  std::function<void(std::int64_t step)> on_step;
+  std::function<void(std::int64_t step)> on_step{};
 
   // What generate(prompts) makes for the call; nullopt: none, every step computes everything.
   std::optional<CacheKind> cache = CacheKind::dynamic_cache;
