@@ -27,14 +27,13 @@ include(GNUInstallDirs)
 # Warnings and sanitizers; linked privately by every target of ours, so that users do not get them.
 add_library(flashmha_build_options INTERFACE)
 # A designated initialiser that leaves the other members at their defaults is our style, not a slip.
-target_compile_options(flashmha_build_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow
-                                                        -Wconversion
-                                                        -Wno-missing-field-initializers)
+set(warnings -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-missing-field-initializers)
 if(FLASHMHA_WARNINGS_AS_ERRORS)
-  target_compile_options(flashmha_build_options INTERFACE -Werror)
+  list(APPEND warnings -Werror)
 endif()
+target_compile_options(flashmha_build_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${warnings}>")
 if(FLASHMHA_SANITIZE)
   set(sanitize -fsanitize=${FLASHMHA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
-  target_compile_options(flashmha_build_options INTERFACE ${sanitize})
+  target_compile_options(flashmha_build_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${sanitize}>")
   target_link_options(flashmha_build_options INTERFACE ${sanitize})
 endif()

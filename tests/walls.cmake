@@ -1,7 +1,7 @@
 # Who may include whom:  cmake -D ROOT=<source tree> -P tests/walls.cmake
 #
 # Left may include right, never back: apps -> train -> model -> nn -> ops -> attention -> core, and
-# the backends (reference, cpu, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
+# the backends (reference, cpu, cuda, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
 # kinds of headers are checked:
 #   "flashmha/x.h"  public, belongs to the room named below
 #   "room/x.h"      private, for the room itself and, where a seam is listed, for the rooms named
@@ -24,6 +24,7 @@ set(attention_sees attention core)
 set(ops_sees ops attention core)
 set(reference_sees attention ops core)
 set(cpu_sees attention ops core)
+set(cuda_sees attention ops core)
 set(no_cuda_sees attention ops core)
 set(nn_sees nn ops attention core)
 set(io_sees io core)
@@ -36,8 +37,8 @@ set(all_sees train model text io nn ops attention core)
 # ...and private headers of other rooms only through these seams.
 set(seams
     "[a-z_]+ -> core/[a-z_]+\\.h"  # the tools of every room
-    "(reference|cpu|no_cuda) -> attention/(mask|philox|registry|sequence)\\.h"
-    "(reference|cpu|no_cuda) -> ops/table\\.h"
+    "(reference|cpu|cuda|no_cuda) -> attention/(mask|philox|registry|sequence)\\.h"
+    "(reference|cpu|cuda|no_cuda) -> ops/table\\.h"
     "[a-z_]+ -> io/(file|json|safetensors_write)\\.h"
     "train -> model/mix\\.h"
     "apps -> cpu/(isa|kernel_table|machine_probe)\\.h")  # info, and the peak that shares refer to
@@ -69,6 +70,10 @@ function(check_include file room line)
     set(allowed FALSE)
     if(file MATCHES "/include/flashmha/")
       set(seams "")  # users do not have them
+    elseif(edge MATCHES "^cuda -> cuda/(sm80|sm90)/" AND file MATCHES "/src/cuda/(tile|algo)/")
+      set(problem "tiles and algorithms must not include kernels: ${line}")
+    elseif(edge MATCHES "^cuda -> cuda/algo/" AND file MATCHES "/src/cuda/tile/")
+      set(problem "tiles must not include algorithms: ${line}")
     endif()
     foreach(seam IN LISTS seams)
       if(edge MATCHES "^${seam}$")
@@ -109,7 +114,7 @@ foreach(file IN LISTS public_headers)
 endforeach()
 
 file(GLOB_RECURSE sources "${ROOT}/src/*.h" "${ROOT}/src/*.cpp" "${ROOT}/apps/*.h"
-                          "${ROOT}/apps/*.cpp")
+                          "${ROOT}/apps/*.cpp" "${ROOT}/src/cuda/*.cu" "${ROOT}/src/cuda/*.cuh")
 foreach(file IN LISTS sources)
   file(RELATIVE_PATH relative "${ROOT}" "${file}")
   string(REGEX REPLACE "^(src/)?([^/]+)/.*" "\\2" room "${relative}")

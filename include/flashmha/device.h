@@ -21,11 +21,20 @@ std::string device_name(Device device);
 // Inverse of device_name; also takes "cuda" for "cuda:0". Throws invalid_argument.
 Device parse_device(const std::string& name);
 
+// Devices of a type that can be used: 1 for cpu; for cuda 0 without a GPU, without a driver, and in
+// a build without CUDA.
+int num_devices(DeviceType type);
+
 // A queue of work: a cudaStream_t on a GPU (null: the default stream); without meaning on a CPU,
-// where every call has finished when it returns.
+// where every call has finished when it returns. Tensors that a call returns belong to the order of
+// its stream, and must be gone before the stream is destroyed.
 struct Stream {
   void* handle = nullptr;
 };
+
+// Waits until the work that was queued on the stream has finished; throws Error(device) if some of
+// it failed. Returns at once for a CPU.
+void synchronize(Device device, Stream stream = {});
 
 // Threads that CPU kernels use (default: the cores that this process may run on, or the value of
 // FLASHMHA_NUM_THREADS). set_num_threads(0) restores the default. Results never depend on it.

@@ -94,8 +94,8 @@ class Tensor {
 
   // Memory with unspecified contents. Throws invalid_argument for negative or overflowing shapes,
   // out_of_memory if the allocation fails.
-  static Tensor empty(const Shape& shape, DType dtype, Device device = {});
-  static Tensor zeros(const Shape& shape, DType dtype, Device device = {});
+  static Tensor empty(const Shape& shape, DType dtype, Device device = {}, Stream stream = {});
+  static Tensor zeros(const Shape& shape, DType dtype, Device device = {}, Stream stream = {});
   // A copy of values in row-major order.
   template <class T>
   static Tensor from(std::span<const T> values, const Shape& shape);
@@ -125,14 +125,18 @@ class Tensor {
   std::shared_ptr<void> owner_;
 };
 
-// Contiguous copy of a strided view.
-Tensor clone(const TensorView& source);
+// On a GPU these four are queued on the stream; a copy between a GPU and the host has finished when
+// it returns.
+
+// Contiguous copy of a strided view, on the same device.
+Tensor clone(const TensorView& source, Stream stream = {});
 // Contiguous copy converted to another dtype (floating to floating, or integer to integer).
-Tensor cast(const TensorView& source, DType dtype);
-// Elementwise copy between strided views of equal shape; converts between floating dtypes.
-void copy(const TensorView& source, const TensorView& destination);
+Tensor cast(const TensorView& source, DType dtype, Stream stream = {});
+// Elementwise copy between strided views of equal shape, each on the host or a GPU; converts
+// between floating dtypes, and between integer dtypes.
+void copy(const TensorView& source, const TensorView& destination, Stream stream = {});
 // Sets every element.
-void fill(const TensorView& destination, double value);
+void fill(const TensorView& destination, double value, Stream stream = {});
 
 // Bytes of tensors and workspaces that are alive on a device, and the most there ever were since
 // the start or the last reset_peak_memory.

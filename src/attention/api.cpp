@@ -9,13 +9,17 @@
 namespace flashmha {
 namespace {
 
-void plan_and_run(const AttentionCall& call, Stream stream) {
-  const Plan plan = make_plan(call);
+void launch(const Plan& plan, const AttentionCall& call, Stream stream) {
+  if (plan.workspace_bytes == 0) return plan.kernel->launch(plan.problem, call, {}, stream);
   const Tensor workspace = Tensor::empty({static_cast<std::int64_t>(plan.workspace_bytes)},
-                                         DType::boolean, call.q.device);
+                                         DType::boolean, call.q.device, stream);
   plan.kernel->launch(plan.problem, call,
                       {static_cast<std::byte*>(workspace.view().data), plan.workspace_bytes},
                       stream);
+}
+
+void plan_and_run(const AttentionCall& call, Stream stream) {
+  launch(make_plan(call), call, stream);
 }
 
 // Shape rules that allocation itself depends on; everything else is checked by make_problem.
@@ -27,31 +31,46 @@ void require_ranks(std::string_view name, const TensorView& q, const TensorView&
   rules.given(v, "v");
 }
 
-AttentionResult allocate_result(const TensorView& q, std::int64_t head_dim_v) {
+AttentionResult allocate_result(const TensorView& q, std::int64_t head_dim_v, Stream stream) {
   Shape out = q.shape;
   out[out.rank - 1] = head_dim_v;
   const Shape lse =
       q.rank() == 4 ? Shape{q.size(0), q.size(2), q.size(1)} : Shape{q.size(1), q.size(0)};
-  return {Tensor::empty(out, q.dtype, q.device),
-          Tensor::empty(lse, statistics_dtype(q.dtype), q.device)};
+  return {Tensor::empty(out, q.dtype, q.device, stream),
+          Tensor::empty(lse, statistics_dtype(q.dtype), q.device, stream)};
 }
 
-// Rows of a ragged batch behind the last sequence belong to nobody; give them defined values.
-void fill_unowned_rows(const AttentionResult& result, const TensorView& cu_seqlens_q) {
-  if (cu_seqlens_q.device.type != DeviceType::cpu) return;
+// The rows of a ragged tensor that belong to no sequence: those behind the last one. Where they
+// begin is not known to the host when the tensors are on a GPU: then these are all rows, to be
+// filled before the launch.
+std::int64_t first_unowned_row(const TensorView& cu_seqlens) {
+  return cu_seqlens.device.type == DeviceType::cpu ? int_at(cu_seqlens, cu_seqlens.size(0) - 1) : 0;
+}
+
+// Gives the rows that belong to nobody defined values.
+void fill_unowned_rows(const AttentionResult& result, const TensorView& cu_seqlens_q,
+                       Stream stream) {
   const std::int64_t total = result.out.size(0);
-  const std::int64_t owned = int_at(cu_seqlens_q, cu_seqlens_q.size(0) - 1);
-  if (owned == total) return;
-  fill(result.out.view().slice(0, owned, total), 0.0);
-  fill(result.lse.view().slice(1, owned, total), -std::numeric_limits<double>::infinity());
+  const std::int64_t first = first_unowned_row(cu_seqlens_q);
+  if (first == total) return;
+  fill(result.out.view().slice(0, first, total), 0.0, stream);
+  fill(result.lse.view().slice(1, first, total), -std::numeric_limits<double>::infinity(), stream);
 }
 
 AttentionResult forward(AttentionCall call, Stream stream) {
-  AttentionResult result = allocate_result(call.q, call.v.size(-1));
+  AttentionResult result = allocate_result(call.q, call.v.size(-1), stream);
   call.out = result.out;
   call.lse = result.lse;
-  plan_and_run(call, stream);
-  if (call.sequences.cu_seqlens_q.defined()) fill_unowned_rows(result, call.sequences.cu_seqlens_q);
+  const TensorView& cu_seqlens = call.sequences.cu_seqlens_q;
+  if (!cu_seqlens.defined()) {
+    plan_and_run(call, stream);
+    return result;
+  }
+  const Plan plan = make_plan(call);  // throws before anything is written or cu_seqlens read
+  const bool on_gpu = plan.problem.device.type == DeviceType::cuda;
+  if (on_gpu) fill_unowned_rows(result, cu_seqlens, stream);
+  launch(plan, call, stream);
+  if (!on_gpu) fill_unowned_rows(result, cu_seqlens, stream);
   return result;
 }
 
@@ -109,7 +128,7 @@ AttentionGradients backward(AttentionCall call, const TensorView& dout,
   AttentionGradients gradients;
   const DType statistics = statistics_dtype(call.q.dtype);
   const auto like = [&](const TensorView& tensor, DType dtype) {
-    return Tensor::empty(tensor.shape, dtype, tensor.device);
+    return Tensor::empty(tensor.shape, dtype, tensor.device, stream);
   };
   gradients.dq = like(call.q, call.q.dtype);
   gradients.dk = like(call.k, call.k.dtype);
@@ -125,11 +144,9 @@ AttentionGradients backward(AttentionCall call, const TensorView& dout,
   return gradients;
 }
 
-// Gradients of rows that belong to no sequence are 0.
+// Gradients of rows that belong to no sequence are 0. (No kernel serves this on a GPU yet.)
 void zero_unowned_rows(const TensorView& gradient, const TensorView& cu_seqlens) {
-  if (cu_seqlens.device.type != DeviceType::cpu) return;
-  const std::int64_t owned = int_at(cu_seqlens, cu_seqlens.size(0) - 1);
-  fill(gradient.slice(0, owned, gradient.size(0)), 0.0);
+  fill(gradient.slice(0, first_unowned_row(cu_seqlens), gradient.size(0)), 0.0);
 }
 
 }  // namespace
@@ -186,7 +203,7 @@ AttentionResult flash_attn_with_kvcache(const TensorView& q, const KVCacheView& 
   constexpr std::string_view kName = "flash_attn_with_kvcache";
   require_ranks(kName, q, cache.v, 4);
   Rules(kName).given(cache.k, "cache.k");
-  AttentionResult result = allocate_result(q, cache.v.size(-1));
+  AttentionResult result = allocate_result(q, cache.v.size(-1), stream);
   AttentionCall call;
   call.q = q;
   call.out = result.out;

@@ -1,8 +1,8 @@
 // Dropout as a pure function of (seed, offset, batch, head, row, column): one call of Philox gives
-// eight 16-bit draws, for eight neighbouring columns.
+// eight 16-bit draws, for eight neighbouring columns. What a kernel needs is constexpr, so that a
+// GPU computes the same bits with the same lines.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "core/philox.h"
@@ -16,7 +16,7 @@ class DropoutRows {
   static constexpr int kColumnsPerBlock = 8;
 
   // batch_head = batch * num_heads_q + head.
-  DropoutRows(const Dropout& dropout, std::int64_t batch_head)
+  constexpr DropoutRows(const Dropout& dropout, std::int64_t batch_head)
       : key0_(static_cast<std::uint32_t>(dropout.seed)),
         key1_(static_cast<std::uint32_t>(dropout.seed >> 32) ^
               static_cast<std::uint32_t>(dropout.offset >> 32)),
@@ -24,8 +24,15 @@ class DropoutRows {
         batch_head_(static_cast<std::uint32_t>(batch_head)),
         threshold_(keep_threshold(dropout.p)) {}
 
+  // The same dropout for another head.
+  constexpr DropoutRows at(std::int64_t batch_head) const {
+    DropoutRows rows = *this;
+    rows.batch_head_ = static_cast<std::uint32_t>(batch_head);
+    return rows;
+  }
+
   // Bit c is set if column 8 * column_block + c of the row is kept.
-  std::uint32_t keep_bits(std::int64_t row, std::int64_t column_block) const {
+  constexpr std::uint32_t keep_bits(std::int64_t row, std::int64_t column_block) const {
     const PhiloxBlock draws = philox4x32({static_cast<std::uint32_t>(column_block),
                                           static_cast<std::uint32_t>(row), batch_head_, offset_},
                                          key0_, key1_);
@@ -37,14 +44,14 @@ class DropoutRows {
     return bits;
   }
 
-  bool keep(std::int64_t row, std::int64_t column) const {
+  constexpr bool keep(std::int64_t row, std::int64_t column) const {
     return (keep_bits(row, column / kColumnsPerBlock) >> (column % kColumnsPerBlock)) & 1u;
   }
 
   // A draw of 16 bits keeps its element if it is below this: the keep rate is 1 - p to within
   // 2^-17.
-  static std::uint32_t keep_threshold(float p) {
-    return static_cast<std::uint32_t>(std::lround((1.0 - static_cast<double>(p)) * 65536.0));
+  static constexpr std::uint32_t keep_threshold(float p) {
+    return static_cast<std::uint32_t>((1.0 - static_cast<double>(p)) * 65536.0 + 0.5);
   }
 
  private:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/cuda.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha {
@@ -98,11 +99,8 @@ void count_allocation(std::size_t bytes) {
 
 }  // namespace
 
-std::shared_ptr<void> allocate(std::size_t bytes, Device device) {
-  if (device.type != DeviceType::cpu) {
-    fail(ErrorCode::device, "[allocate] {} is not available: this library was built without CUDA",
-         device_name(device));
-  }
+std::shared_ptr<void> allocate(std::size_t bytes, Device device, Stream stream) {
+  if (device.type != DeviceType::cpu) return cuda_allocate(bytes, device, stream);
   constexpr std::size_t kLargest = static_cast<std::size_t>(-1) / 2;
   const std::size_t rounded =
       bytes > kLargest ? 0 : (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -120,12 +118,13 @@ std::shared_ptr<void> allocate(std::size_t bytes, Device device) {
 }
 
 MemoryStats memory_stats(Device device) {
-  if (device.type != DeviceType::cpu) return {};
+  if (device.type != DeviceType::cpu) return cuda_memory_stats(device);
   return {current_bytes.load(), peak_bytes.load()};
 }
 
 void reset_peak_memory(Device device) {
-  if (device.type == DeviceType::cpu) peak_bytes.store(current_bytes.load());
+  if (device.type != DeviceType::cpu) return cuda_reset_peak_memory(device);
+  peak_bytes.store(current_bytes.load());
 }
 
 }  // namespace flashmha

@@ -1,16 +1,16 @@
-// Elementwise copies between strided tensors on the host: clone, cast, copy, fill.
+// Elementwise copies between strided tensors: clone, cast, copy, fill. This is the host's part.
 #include <cstring>
 
 #include "core/check.h"
+#include "core/cuda.h"
 #include "core/visit.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha {
 namespace {
 
-void require_host(const TensorView& view, const char* function) {
-  check(view.device.type == DeviceType::cpu, "[{}] works on host tensors; got {}", function,
-        to_string(view));
+bool on_host(const TensorView& view) {
+  return view.device.type == DeviceType::cpu;
 }
 
 template <class To, class From>
@@ -53,9 +53,7 @@ void for_each_row(const TensorView& source, const TensorView& destination, Row r
 
 }  // namespace
 
-void copy(const TensorView& source, const TensorView& destination) {
-  require_host(source, "copy");
-  require_host(destination, "copy");
+void copy(const TensorView& source, const TensorView& destination, Stream stream) {
   check(source.shape == destination.shape, "[copy] shapes must be equal; got {} and {}",
         to_string(source), to_string(destination));
   check(source.dtype == destination.dtype ||
@@ -63,6 +61,7 @@ void copy(const TensorView& source, const TensorView& destination) {
         "[copy] converts floating to floating or integer to integer; got {} and {}",
         to_string(source), to_string(destination));
   if (!source.defined()) return;
+  if (!on_host(source) || !on_host(destination)) return cuda_copy(source, destination, stream);
   const int inner = source.rank() - 1;
   visit_dtype(source.dtype, [&]<class From>(From) {
     visit_dtype(destination.dtype, [&]<class To>(To) {
@@ -80,9 +79,9 @@ void copy(const TensorView& source, const TensorView& destination) {
   });
 }
 
-void fill(const TensorView& destination, double value) {
-  require_host(destination, "fill");
+void fill(const TensorView& destination, double value, Stream stream) {
   if (!destination.defined()) return;
+  if (!on_host(destination)) return cuda_fill(destination, value, stream);
   if (value == 0.0 && destination.is_contiguous()) {
     if (destination.numel() > 0) std::memset(destination.data, 0, destination.bytes());
     return;
@@ -99,14 +98,14 @@ void fill(const TensorView& destination, double value) {
   });
 }
 
-Tensor clone(const TensorView& source) {
-  return cast(source, source.dtype);
+Tensor clone(const TensorView& source, Stream stream) {
+  return cast(source, source.dtype, stream);
 }
 
-Tensor cast(const TensorView& source, DType dtype) {
+Tensor cast(const TensorView& source, DType dtype, Stream stream) {
   check(source.defined(), "[cast] needs a tensor; got none");
-  Tensor result = Tensor::empty(source.shape, dtype, source.device);
-  copy(source, result);
+  Tensor result = Tensor::empty(source.shape, dtype, source.device, stream);
+  copy(source, result, stream);
   return result;
 }
 

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "core/check.h"
+#include "core/cuda.h"
 
 namespace flashmha {
 
@@ -23,6 +24,14 @@ Device parse_device(const std::string& name) {
   }
   check(index >= 0, "[parse_device] a device is 'cpu', 'cuda' or 'cuda:<index>'; got '{}'", name);
   return {DeviceType::cuda, index};
+}
+
+int num_devices(DeviceType type) {
+  return type == DeviceType::cpu ? 1 : cuda_num_devices();
+}
+
+void synchronize(Device device, Stream stream) {
+  if (device.type != DeviceType::cpu) cuda_synchronize(device, stream);
 }
 
 }  // namespace flashmha

@@ -178,18 +178,18 @@ Shape contiguous_strides(const Shape& shape) {
   return strides;
 }
 
-Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
+Tensor Tensor::empty(const Shape& shape, DType dtype, Device device, Stream stream) {
   check(shape.rank > 0, "[Tensor::empty] needs at least one dimension");
   const std::size_t bytes = checked_bytes(shape, dtype);
   Tensor tensor;
-  tensor.owner_ = allocate(bytes, device);
+  tensor.owner_ = allocate(bytes, device, stream);
   tensor.view_ = {tensor.owner_.get(), dtype, device, shape, contiguous_strides(shape)};
   return tensor;
 }
 
-Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
-  Tensor tensor = empty(shape, dtype, device);
-  fill(tensor, 0.0);
+Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device, Stream stream) {
+  Tensor tensor = empty(shape, dtype, device, stream);
+  fill(tensor, 0.0, stream);
   return tensor;
 }
 

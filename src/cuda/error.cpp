@@ -1,0 +1,59 @@
+#include "cuda/error.h"
+
+#include "core/cuda.h"
+
+namespace flashmha {
+namespace {
+
+// The runtime's error is reported once and must not come back from the next call.
+const char* explain(cudaError_t error) {
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
+}  // namespace
+
+int cuda_num_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+namespace cuda {
+
+void check_cuda(cudaError_t error, const char* function, Device device) {
+  if (error == cudaSuccess) [[likely]]
+    return;
+  fail(ErrorCode::device, "[{}] {} failed: {}", function, device_name(device), explain(error));
+}
+
+CurrentDevice::CurrentDevice(Device device, const char* function) {
+  const auto require = [&](cudaError_t error) {
+    if (error == cudaSuccess) [[likely]]
+      return;
+    fail(ErrorCode::device, "[{}] {} is not available: {}; there are {} GPUs", function,
+         device_name(device), explain(error), cuda_num_devices());
+  };
+  require(cudaGetDevice(&previous_));
+  require(cudaSetDevice(device.index));
+}
+
+CurrentDevice::~CurrentDevice() {
+  cudaSetDevice(previous_);
+}
+
+int compute_capability(Device device) {
+  int major = 0;
+  int minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index),
+             "make_plan", device);
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index),
+             "make_plan", device);
+  return 10 * major + minor;
+}
+
+}  // namespace cuda
+}  // namespace flashmha

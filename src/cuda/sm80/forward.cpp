@@ -1,0 +1,98 @@
+// Which instance of the portable forward kernel serves a call.
+#include <algorithm>
+#include <limits>
+
+#include "cuda/error.h"
+#include "cuda/params.h"
+#include "cuda/sm80/kernels.h"
+#include "cuda/sm80/launch_forward.h"
+
+namespace flashmha::cuda::sm80 {
+namespace {
+
+struct ForwardInstance {
+  DType dtype;
+  int head_dim;
+  bool general;
+  cudaError_t (*launch)(const ForwardParams&, std::int64_t, cudaStream_t);
+};
+
+template <class T, int head_dim, bool general>
+constexpr ForwardInstance forward_instance() {
+  return {dtype_of<T>, head_dim, general, cuda::launch_forward<T, head_dim, general>};
+}
+
+constexpr ForwardInstance kInstances[] = {
+#include "cuda/sm80/forward.def"
+};
+
+// Whether the call needs the kernel that serves everything.
+bool is_general(const Problem& problem, const ForwardParams& params) {
+  const Problem::Scores& scores = problem.scores;
+  const bool aligned =
+      params.q.aligned && params.k.aligned && params.v.aligned && params.out.aligned;
+  return !aligned || problem.layout.page_size > 0 || scores.softcap > 0.0f ||
+         scores.dropout_p > 0.0f || scores.alibi || scores.bias || scores.mask ||
+         scores.softmax_scale <= 0.0f;
+}
+
+const ForwardInstance& instance_for(const Problem& problem, bool general) {
+  const std::int64_t width = std::max(problem.sizes.head_dim, problem.sizes.head_dim_v);
+  const auto* found = std::find_if(
+      std::begin(kInstances), std::end(kInstances), [&](const ForwardInstance& instance) {
+        return instance.dtype == problem.dtype && instance.general == general &&
+               instance.head_dim >= width;
+      });
+  check(found != std::end(kInstances), "[sm80_forward] no instance for {}", describe(problem));
+  return *found;
+}
+
+}  // namespace
+
+std::string refuse(const Problem& problem, Pass pass) {
+  if (problem.pass != pass) return "serves another pass";
+  if (problem.device.type != DeviceType::cuda) {
+    return "serves tensors on a GPU; these are on the CPU";
+  }
+  constexpr int kOldest = 80;
+  const int capability = compute_capability(problem.device);
+  if (capability < kOldest) {
+    return fmt::format("needs compute capability 8.0; {} has {}.{}", device_name(problem.device),
+                       capability / 10, capability % 10);
+  }
+  const Problem::Sizes& sizes = problem.sizes;
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  // Positions of a tile that reaches beyond the end are counted, too.
+  if (std::max(sizes.seqlen_q, sizes.seqlen_k) > kMost - 1024) {
+    return fmt::format("serves sequences below 2^31 - 1024; these have up to {}",
+                       std::max(sizes.seqlen_q, sizes.seqlen_k));
+  }
+  constexpr std::int64_t kSmallestBlock = 64;
+  const std::int64_t row_blocks = (sizes.seqlen_q + kSmallestBlock - 1) / kSmallestBlock;
+  std::int64_t blocks = 0;
+  if (__builtin_mul_overflow(sizes.batch, sizes.num_heads_q, &blocks) ||
+      __builtin_mul_overflow(blocks, row_blocks, &blocks) || blocks > kMost) {
+    return "serves up to 2^31 blocks of 64 queries";
+  }
+  return {};
+}
+
+void run_forward(const Problem& problem, const AttentionCall& call, const ForwardParams& params,
+                 Stream stream) {
+  if (problem.sizes.batch == 0 || problem.sizes.seqlen_q == 0) return;
+  const ForwardInstance& instance = instance_for(problem, is_general(problem, params));
+  const cudaError_t error = instance.launch(params, problem.sizes.seqlen_q, stream_of(stream));
+  if (error == cudaSuccess) [[likely]]
+    return;
+  fail(ErrorCode::device, "[{}] sm80_forward for {}, head_dim up to {}{}, was not launched: {}; {}",
+       call.name, dtype_name(instance.dtype), instance.head_dim,
+       instance.general ? ", every option" : "", cudaGetErrorString(error), describe(problem));
+}
+
+void launch_forward(const Problem& problem, const AttentionCall& call,
+                    std::span<std::byte> /*workspace*/, Stream stream) {
+  const CurrentDevice current(problem.device, "sm80_forward");
+  run_forward(problem, call, forward_params(problem, call), stream);
+}
+
+}  // namespace flashmha::cuda::sm80
