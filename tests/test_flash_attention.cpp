@@ -4,7 +4,9 @@
 //   fuzzing test_flash_attention --full         the whole grid test_flash_attention --set smoke one
 //   set: smoke, degenerate, sample, full or fuzz
 //
-// Exit code: 0 if no kernel was wrong, 1 if one was, 2 for bad usage.
+//   test_flash_attention --device cuda  on a GPU; cases in float32 are taken in bfloat16
+//
+// Exit code: 0 if no kernel was wrong, 1 if one was, 2 for bad usage, 77 if there is no such GPU.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -26,6 +28,7 @@ struct Arguments {
   bool full = false;
   std::string set;
   std::string kernel;
+  std::string device = "cpu";
   int num_fuzz = 150;
   bool list = false;
 };
@@ -64,17 +67,26 @@ void run_one(const Case& spec, std::uint64_t seed, const Selection& selection, T
   fmt::print("FAILED (seed {}) {}\n{}", seed, describe(spec), report.text());
 }
 
+// A GPU's flash kernels take 16-bit types only.
+Case on_device(Case spec, Device device) {
+  if (device.type == DeviceType::cuda && spec.dtype == DType::float32) {
+    spec.dtype = DType::bfloat16;
+  }
+  return spec;
+}
+
 void run_set(const std::string& name, const std::vector<Case>& list, const Arguments& arguments,
              Totals& totals) {
   const auto start = std::chrono::steady_clock::now();
-  const Selection selection{arguments.kernel};
+  const Selection selection{arguments.kernel, parse_device(arguments.device)};
   auto last_line = start;
   int done = 0;
   for (const Case& spec : list) {
     if (arguments.list) {
       fmt::print("{}: {}\n", name, describe(spec));
     } else {
-      run_one(spec, test_seed() + static_cast<std::uint64_t>(done), selection, totals);
+      run_one(on_device(spec, selection.device), test_seed() + static_cast<std::uint64_t>(done),
+              selection, totals);
     }
     ++done;
     if (seconds_since(last_line) > 5) {
@@ -119,6 +131,13 @@ int report(const Totals& totals) {
 }
 
 int run(const Arguments& arguments) {
+  const Device device = parse_device(arguments.device);
+  if (device.index >= num_devices(device.type)) {
+    constexpr int kSkipped = 77;
+    fmt::print("skipped: {} is not there; {} GPUs can be used\n", arguments.device,
+               num_devices(DeviceType::cuda));
+    return kSkipped;
+  }
   std::vector<std::string> sets{"smoke", "degenerate", "sample", "fuzz"};
   if (arguments.full) sets[2] = "full";
   if (!arguments.set.empty()) sets = {arguments.set};
@@ -141,6 +160,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"smoke", "degenerate", "sample", "full", "fuzz"}));
   app.add_option("--kernel", arguments.kernel,
                  "test this kernel ('*': the reference in its own dtypes too)");
+  app.add_option("--device", arguments.device, "where the tensors are: cpu, cuda or cuda:N");
   app.add_option("--num-fuzz", arguments.num_fuzz, "random cases of the fuzz set");
   app.add_flag("--list", arguments.list, "only list the cases");
   try {
@@ -148,5 +168,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  return run(arguments);
+  try {
+    return run(arguments);
+  } catch (const flashmha::Error& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 2;
+  }
 }

@@ -48,6 +48,7 @@ CurrentDevice::~CurrentDevice() {
 int compute_capability(Device device) {
   int major = 0;
   int minor = 0;
+  if (device.index >= cuda_num_devices()) return 0;
   check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index),
              "make_plan", device);
   check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index),

@@ -28,7 +28,7 @@ inline cudaStream_t stream_of(Stream stream) {
   return static_cast<cudaStream_t>(stream.handle);
 }
 
-// 80 for compute capability 8.0.
+// 80 for compute capability 8.0; 0 if there is no such device.
 int compute_capability(Device device);
 
 }  // namespace flashmha::cuda

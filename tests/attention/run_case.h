@@ -25,9 +25,11 @@ struct CaseReport {
   std::string text() const;  // all failures, a line each
 };
 
-// Which kernels take part: the one of this name, all but the reference for "", all for "*".
+// Which kernels take part: the one of this name, all but the reference for "", all for "*"; and
+// where the tensors are. The specification is computed on the host in any case.
 struct Selection {
   std::string kernel;
+  Device device;
   bool takes(const KernelEntry& entry) const;
 };
 

@@ -56,6 +56,10 @@ std::string refuse(const Problem& problem, Pass pass) {
   }
   constexpr int kOldest = 80;
   const int capability = compute_capability(problem.device);
+  if (capability == 0) {
+    return fmt::format("{} is not there; {} GPUs can be used", device_name(problem.device),
+                       num_devices(DeviceType::cuda));
+  }
   if (capability < kOldest) {
     return fmt::format("needs compute capability 8.0; {} has {}.{}", device_name(problem.device),
                        capability / 10, capability % 10);
