@@ -102,7 +102,10 @@ Json measure_kernel(const KernelShape& shape, const GridFlags& flags) {
   const Probe probe_all = probe_of(shape.pass, threads, flags);
   std::vector<std::function<void()>> candidates = {probe_one.run, [&] { kernel.run_flash(1); }};
   if (threads > 1) {
-    candidates.push_back(probe_all.run);
+    candidates.push_back([&] {
+      set_num_threads(threads);  // the run before had one
+      probe_all.run();
+    });
     candidates.push_back([&] { kernel.run_flash(threads); });
   }
   if (flags.plain) candidates.push_back([&] { kernel.run_plain(threads); });
