@@ -151,4 +151,8 @@ Plan make_plan(const Problem& problem);
 void run(const Plan& plan, const AttentionCall& call, std::span<std::byte> workspace,
          Stream stream = {});
 
+// Plans and runs a call whose results the caller owns; allocates the workspace. Rows of a ragged
+// call that belong to no sequence are written too: out and gradients 0, lse -inf.
+void run(const AttentionCall& call, Stream stream = {});
+
 }  // namespace flashmha

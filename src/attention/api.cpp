@@ -18,10 +18,6 @@ void launch(const Plan& plan, const AttentionCall& call, Stream stream) {
                       stream);
 }
 
-void plan_and_run(const AttentionCall& call, Stream stream) {
-  launch(make_plan(call), call, stream);
-}
-
 // Shape rules that allocation itself depends on; everything else is checked by make_problem.
 void require_ranks(std::string_view name, const TensorView& q, const TensorView& v, int q_rank) {
   const Rules rules(name);
@@ -47,30 +43,30 @@ std::int64_t first_unowned_row(const TensorView& cu_seqlens) {
   return cu_seqlens.device.type == DeviceType::cpu ? int_at(cu_seqlens, cu_seqlens.size(0) - 1) : 0;
 }
 
-// Gives the rows that belong to nobody defined values.
-void fill_unowned_rows(const AttentionResult& result, const TensorView& cu_seqlens_q,
-                       Stream stream) {
-  const std::int64_t total = result.out.size(0);
-  const std::int64_t first = first_unowned_row(cu_seqlens_q);
-  if (first == total) return;
-  fill(result.out.view().slice(0, first, total), 0.0, stream);
-  fill(result.lse.view().slice(1, first, total), -std::numeric_limits<double>::infinity(), stream);
+void fill_from(const TensorView& tensor, int dim, std::int64_t first, double value, Stream stream) {
+  const std::int64_t end = tensor.size(dim);
+  if (first < end) fill(tensor.slice(dim, first, end), value, stream);
+}
+
+// Gives the rows that belong to nobody defined values: out and gradients 0, lse -inf.
+void fill_unowned_rows(const AttentionCall& call, Pass pass, Stream stream) {
+  const std::int64_t first_q = first_unowned_row(call.sequences.cu_seqlens_q);
+  if (pass == Pass::forward) {
+    fill_from(call.out, 0, first_q, 0.0, stream);
+    fill_from(call.lse, 1, first_q, -std::numeric_limits<double>::infinity(), stream);
+    return;
+  }
+  const std::int64_t first_k = first_unowned_row(call.sequences.cu_seqlens_k);
+  fill_from(call.dq, 0, first_q, 0.0, stream);
+  fill_from(call.dk, 0, first_k, 0.0, stream);
+  fill_from(call.dv, 0, first_k, 0.0, stream);
 }
 
 AttentionResult forward(AttentionCall call, Stream stream) {
   AttentionResult result = allocate_result(call.q, call.v.size(-1), stream);
   call.out = result.out;
   call.lse = result.lse;
-  const TensorView& cu_seqlens = call.sequences.cu_seqlens_q;
-  if (!cu_seqlens.defined()) {
-    plan_and_run(call, stream);
-    return result;
-  }
-  const Plan plan = make_plan(call);  // throws before anything is written or cu_seqlens read
-  const bool on_gpu = plan.problem.device.type == DeviceType::cuda;
-  if (on_gpu) fill_unowned_rows(result, cu_seqlens, stream);
-  launch(plan, call, stream);
-  if (!on_gpu) fill_unowned_rows(result, cu_seqlens, stream);
+  run(call, stream);
   return result;
 }
 
@@ -140,16 +136,21 @@ AttentionGradients backward(AttentionCall call, const TensorView& dout,
   call.dv = gradients.dv;
   call.dbias = gradients.dbias;
   call.dsinks = gradients.dsinks;
-  plan_and_run(call, stream);
+  run(call, stream);
   return gradients;
 }
 
-// Gradients of rows that belong to no sequence are 0. (No kernel serves this on a GPU yet.)
-void zero_unowned_rows(const TensorView& gradient, const TensorView& cu_seqlens) {
-  fill(gradient.slice(0, first_unowned_row(cu_seqlens), gradient.size(0)), 0.0);
-}
-
 }  // namespace
+
+void run(const AttentionCall& call, Stream stream) {
+  const Plan plan = make_plan(call);  // throws before anything is written or cu_seqlens read
+  const Problem& problem = plan.problem;
+  if (!problem.layout.ragged) return launch(plan, call, stream);
+  const bool on_gpu = problem.device.type == DeviceType::cuda;
+  if (on_gpu) fill_unowned_rows(call, problem.pass, stream);
+  launch(plan, call, stream);
+  if (!on_gpu) fill_unowned_rows(call, problem.pass, stream);
+}
 
 AttentionResult flash_attn_func(const TensorView& q, const TensorView& k, const TensorView& v,
                                 const AttentionOptions& options, Stream stream) {
@@ -212,7 +213,7 @@ AttentionResult flash_attn_with_kvcache(const TensorView& q, const KVCacheView& 
   call.append = append;
   call.options = options;
   call.name = kName;
-  plan_and_run(call, stream);
+  run(call, stream);
   return result;
 }
 
@@ -230,13 +231,8 @@ AttentionGradients flash_attn_varlen_backward(const TensorView& dout, const Tens
                                               const Sequences& sequences,
                                               const AttentionOptions& options,
                                               const TensorView& dlse, Stream stream) {
-  AttentionGradients gradients =
-      backward(ragged_call("flash_attn_varlen_backward", q, k, v, sequences, options), dout,
-               forward, dlse, stream);
-  zero_unowned_rows(gradients.dq, sequences.cu_seqlens_q);
-  zero_unowned_rows(gradients.dk, sequences.cu_seqlens_k);
-  zero_unowned_rows(gradients.dv, sequences.cu_seqlens_k);
-  return gradients;
+  return backward(ragged_call("flash_attn_varlen_backward", q, k, v, sequences, options), dout,
+                  forward, dlse, stream);
 }
 
 }  // namespace flashmha
