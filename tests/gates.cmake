@@ -59,3 +59,10 @@ foreach(target IN LISTS FLASHMHA_FUZZ_TARGETS)
   flashmha_gate(fuzz.${target} fuzz 600 ${PROJECT_SOURCE_DIR}/scripts/fuzz.sh ${target} 60)
   set_tests_properties(fuzz.${target} PROPERTIES SKIP_RETURN_CODE 77 RESOURCE_LOCK fuzz COST 900)
 endforeach()
+
+# The Python package, built against this build's library.
+if(FLASHMHA_BUILD_APPS AND NOT BUILD_SHARED_LIBS)
+  flashmha_gate(python.package python 900 ${PROJECT_SOURCE_DIR}/scripts/python_test.sh
+                ${PROJECT_BINARY_DIR})
+  set_tests_properties(python.package PROPERTIES SKIP_RETURN_CODE 77 COST 800)
+endif()

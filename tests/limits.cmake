@@ -50,13 +50,13 @@ endfunction()
 
 set(host_rooms core io attention ops reference no_cuda text nn model train)
 list(TRANSFORM host_rooms REPLACE "(.+)" "src/\\1/*.h;src/\\1/*.cpp" OUTPUT_VARIABLE host_globs)
-check_files(400 include/*.h ${host_globs})
+check_files(400 include/*.h ${host_globs} python/src/*.h python/src/*.cpp python/flashmha/*.py)
 check_files(600 src/cpu/*.h src/cpu/*.cpp src/cuda/*.h src/cuda/*.cpp src/cuda/*.cu
             src/cuda/*.cuh)  # files of kernels
 check_files(200 apps/*.h apps/*.cpp)
 check_total("conditional directives" 6 ${conditionals})
 check_total("macros" 6 ${macros})
-check_files(600 tests/*.h tests/*.cpp examples/*.h examples/*.cpp)
+check_files(600 tests/*.h tests/*.cpp examples/*.h examples/*.cpp python/tests/*.py)
 
 if(num_files EQUAL 0)
   message(FATAL_ERROR "limits: no source file under ROOT (${ROOT})")

@@ -1,6 +1,6 @@
 # Who may include whom:  cmake -D ROOT=<source tree> -P tests/walls.cmake
 #
-# Left may include right, never back: apps -> train -> model -> nn -> ops -> attention -> core, and
+# Left may include right, never back: {apps, python} -> train -> model -> nn -> ops -> attention -> core, and
 # the backends (reference, cpu, cuda, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
 # kinds of headers are checked:
 #   "flashmha/x.h"  public, belongs to the room named below
@@ -32,6 +32,7 @@ set(text_sees text io core)
 set(model_sees model text io nn ops attention core)
 set(train_sees train model text io nn ops attention core)
 set(apps_sees all train model text io nn ops attention core)
+set(python_sees all train model text io nn ops attention core)
 set(all_sees train model text io nn ops attention core)
 
 # ...and private headers of other rooms only through these seams.
@@ -114,7 +115,8 @@ foreach(file IN LISTS public_headers)
 endforeach()
 
 file(GLOB_RECURSE sources "${ROOT}/src/*.h" "${ROOT}/src/*.cpp" "${ROOT}/apps/*.h"
-                          "${ROOT}/apps/*.cpp" "${ROOT}/src/cuda/*.cu" "${ROOT}/src/cuda/*.cuh")
+                          "${ROOT}/apps/*.cpp" "${ROOT}/src/cuda/*.cu" "${ROOT}/src/cuda/*.cuh"
+                          "${ROOT}/python/src/*.h" "${ROOT}/python/src/*.cpp")
 foreach(file IN LISTS sources)
   file(RELATIVE_PATH relative "${ROOT}" "${file}")
   string(REGEX REPLACE "^(src/)?([^/]+)/.*" "\\2" room "${relative}")

@@ -45,7 +45,7 @@ class Rules {
   }
   void unit_stride(const TensorView& tensor, std::string_view what) const {
     const int last = tensor.rank() - 1;
-    require(tensor.shape[last] <= 1 || tensor.strides[last] == 1,
+    require(tensor.shape[last] <= 1 || tensor.strides[last] == 1 || tensor.numel() == 0,
             "the last dimension of {} must have stride 1; got {} with strides {}", what,
             to_string(tensor), to_string(tensor.strides));
   }

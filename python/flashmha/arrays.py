@@ -1,0 +1,58 @@
+"""Array libraries: who made an array, and new arrays of the same library on the same device."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Optional, Sequence
+
+_FLOAT32_STATISTICS = ("float16", "bfloat16", "float32")
+
+
+def is_torch(array: Any) -> bool:
+    """Whether the array is a torch.Tensor. Does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def library(array: Any) -> str:
+    """Top-level module of the array's class: "numpy", "torch", "jaxlib", "cupy", ..."""
+    return "torch" if is_torch(array) else type(array).__module__.partition(".")[0]
+
+
+def dtype_name(array: Any) -> str:
+    """Name of the element type: "float16", "bfloat16", ..."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def empty(shape: Sequence[int], like: Any, dtype: Optional[str] = None) -> Any:
+    """A new array to be written; dtype (a name) defaults to that of `like`."""
+    name = library(like)
+    if name == "torch":
+        import torch
+
+        return torch.empty(tuple(shape), dtype=getattr(torch, dtype or dtype_name(like)),
+                           device=like.device)
+    if name == "cupy":
+        import cupy
+
+        with like.device:
+            return cupy.empty(tuple(shape), dtype=dtype or like.dtype)
+    import numpy
+
+    # JAX arrays cannot be written: their results are made as NumPy arrays and handed over without
+    # a copy (see give_back). Its 16-bit types are known to NumPy through ml_dtypes.
+    return numpy.empty(tuple(shape), dtype=numpy.dtype(dtype) if dtype else like.dtype)
+
+
+def give_back(array: Any, like: Any) -> Any:
+    """`array` (made by empty) as an array of the library of `like`."""
+    if library(like) != "jaxlib":
+        return array
+    import jax
+
+    return jax.numpy.asarray(array)
+
+
+def statistics_dtype(array: Any) -> str:
+    """Element type of lse and of the gradients of bias and sinks."""
+    return "float32" if dtype_name(array) in _FLOAT32_STATISTICS else "float64"
