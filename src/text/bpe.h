@@ -4,10 +4,12 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <vector>
 
 #include "text/flat_map.h"
+#include "text/symbols.h"
 #include "text/token_table.h"
 
 namespace flashmha::text {
@@ -42,36 +44,46 @@ class PieceCache {
   std::vector<Entry> entries_;  // a power of two of them
 };
 
+struct BpeOptions {
+  // A piece that is a token of this vocabulary is that token, whatever the merges say
+  // ("ignore_merges").
+  std::optional<TokenTable> whole_pieces;
+  // No merge leaves its word: words may be encoded one by one.
+  bool merges_stay_in_words = false;
+};
+
+// Words begin with one or more of these (U+2581) where spaces became characters.
+constexpr std::string_view kWordMark = "\xE2\x96\x81";
+
+// Whether a token goes on where a new word begins.
+bool leaves_word(std::string_view token);
+
 class Bpe {
  public:
   Bpe() = default;
 
-  // Symbols are bytes, and the vocabulary says what bytes a token is. A byte that is no token is
-  // unknown_id, or nothing if that is negative. Merges are in the order of their rank; the last of
-  // equal ones counts. With ignore_merges a piece that is a token is that token, whatever the
-  // merges say.
-  Bpe(TokenTable vocabulary, const std::vector<Merge>& merges, bool ignore_merges,
-      std::int64_t unknown_id);
+  // Merges are in the order of their rank; the last of equal ones counts.
+  Bpe(Symbols symbols, const std::vector<Merge>& merges, BpeOptions options = {});
 
   // Appends the ids of a piece.
   void encode(std::string_view piece, PieceCache& cache, std::vector<std::int64_t>& ids) const;
 
  private:
-  using Symbols = std::vector<std::uint32_t>;
+  using Tokens = std::vector<std::uint32_t>;
 
+  void encode_word(std::string_view piece, PieceCache& cache, std::vector<std::int64_t>& ids) const;
   void encode_uncached(std::string_view piece, std::vector<std::int64_t>& ids) const;
-  void merge_short(Symbols& symbols) const;
-  void merge_long(Symbols& symbols) const;
+  void merge_short(Tokens& tokens) const;
+  void merge_long(Tokens& tokens) const;
 
   // (rank << 32 | merged), or kNone: a lower one is merged first.
   std::uint64_t merge_of(std::uint32_t left, std::uint32_t right) const {
     return merges_.find(std::uint64_t{left} << 32U | right);
   }
 
-  TokenTable vocabulary_;  // for ignore_merges
+  Symbols symbols_;
   FlatMap merges_;
-  std::array<std::int64_t, 256> byte_ids_{};
-  bool ignore_merges_ = false;
+  BpeOptions options_;
 };
 
 }  // namespace flashmha::text

@@ -1,8 +1,9 @@
 #include "text/byte_alphabet.h"
 
 #include <array>
-#include <cstdint>
+#include <charconv>
 
+#include "core/check.h"
 #include "text/utf8.h"
 
 namespace flashmha::text {
@@ -35,6 +36,19 @@ std::optional<std::string> bytes_of_token(std::string_view token) {
     token.remove_prefix(c.length);
   }
   return bytes;
+}
+
+std::optional<std::uint8_t> byte_of_token(std::string_view token) {
+  if (token.size() != 6 || !token.starts_with("<0x") || !token.ends_with('>')) return std::nullopt;
+  std::uint8_t byte = 0;
+  const char* end = token.data() + 5;
+  const auto [read, error] = std::from_chars(token.data() + 3, end, byte, 16);
+  if (error != std::errc{} || read != end) return std::nullopt;
+  return byte;
+}
+
+std::string token_of_byte(std::uint8_t byte) {
+  return fmt::format("<0x{:02X}>", byte);
 }
 
 }  // namespace flashmha::text

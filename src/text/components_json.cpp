@@ -4,6 +4,7 @@
 
 #include "core/check.h"
 #include "text/tokenizer_json.h"
+#include "text/utf8.h"
 
 namespace flashmha::text {
 namespace {
@@ -41,8 +42,8 @@ Behavior read_behavior(const JsonObject& object) {
                      "Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous");
 }
 
-Split read_split(const JsonObject& object, const std::string& where) {
-  expect_fields(object, {"type", "pattern", "behavior", "invert"});
+// {"Regex": "..."} or {"String": "..."}.
+Pattern read_pattern(const JsonObject& object, const std::string& where) {
   const JsonObject pattern = object.object("pattern");
   expect_fields(pattern, {"Regex", "String"});
   const bool is_regex = pattern.has("Regex");
@@ -50,10 +51,55 @@ Split read_split(const JsonObject& object, const std::string& where) {
     object.refuse("pattern", "must be one Regex or one String");
   std::string text = pattern.text(is_regex ? "Regex" : "String");
   if (text.empty()) object.refuse("pattern", "must not be empty");
-  const Behavior behavior = read_behavior(object);
-  const bool invert = object.boolean("invert", false);
-  if (is_regex) return {Regex(std::move(text), where + ".pattern"), behavior, invert};
-  return {std::move(text), behavior, invert};
+  if (is_regex) return Regex(std::move(text), where + ".pattern");
+  return text;
+}
+
+Split read_split(const JsonObject& object, const std::string& where) {
+  expect_fields(object, {"type", "pattern", "behavior", "invert"});
+  return {read_pattern(object, where), read_behavior(object), object.boolean("invert", false)};
+}
+
+Replace read_replace(const JsonObject& object, const std::string& where) {
+  expect_fields(object, {"type", "pattern", "content"});
+  return {read_pattern(object, where), object.text("content")};
+}
+
+std::string read_character(const JsonObject& object, const std::string& key) {
+  std::string text = object.text(key);
+  if (text.empty() || first_char(text).length != text.size()) {
+    object.refuse(key, "must be one character");
+  }
+  return text;
+}
+
+// Of the pre-tokenizer and of the decoder, which may be the same. Older files write
+// add_prefix_space instead of prepend_scheme, and the mark again as str_rep.
+Metaspace read_metaspace(const JsonObject& object) {
+  expect_fields(object,
+                {"type", "replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep"});
+  Metaspace result{.mark = read_character(object, "replacement"),
+                   .split = object.boolean("split", true)};
+  const std::string scheme = object.text("prepend_scheme", "always");
+  if (scheme == "first") {
+    result.prepend = Metaspace::Prepend::first;
+  } else if (scheme == "never") {
+    result.prepend = Metaspace::Prepend::never;
+  } else if (scheme != "always") {
+    refuse_unsupported(object, "prepend_scheme", "always, first, never");
+  }
+  if (!object.boolean("add_prefix_space", true) && scheme != "never") {
+    object.refuse("add_prefix_space", "must be true unless prepend_scheme is never");
+  }
+  return result;
+}
+
+Decoder::Strip read_strip(const JsonObject& object, bool of_text) {
+  expect_fields(object, {"type", "content", "start", "stop"});
+  if (object.integer("stop", 0) != 0) refuse_unsupported(object, "stop", "0");
+  const std::int64_t start = object.integer("start", 0);
+  if (start < 0) object.refuse("start", "must not be negative");
+  return {read_character(object, "content"), static_cast<std::size_t>(start), of_text};
 }
 
 void read_byte_level(const JsonObject& object, const std::string& where, PreTokenizer& result) {
@@ -120,16 +166,26 @@ void expect_fields(const JsonObject& object, std::initializer_list<std::string_v
 
 Normalizer read_normalizer(const Json& json, const std::string& where) {
   Normalizer result;
-  for_each_component(json, where, "normalizers", [&](const JsonObject& object, const std::string&) {
-    expect_fields(object, {"type"});
-    if (object.text("type") != "NFC") refuse_unsupported(object, "type", "NFC, Sequence");
-    result.add(Normalizer::Nfc{});
-  });
+  for_each_component(json, where, "normalizers",
+                     [&](const JsonObject& object, const std::string& here) {
+                       const std::string type = object.text("type");
+                       if (type == "NFC") {
+                         expect_fields(object, {"type"});
+                         result.add(Normalizer::Nfc{});
+                       } else if (type == "Prepend") {
+                         expect_fields(object, {"type", "prepend"});
+                         result.add(Normalizer::Prepend{object.text("prepend")});
+                       } else if (type == "Replace") {
+                         result.add(read_replace(object, here));
+                       } else {
+                         refuse_unsupported(object, "type", "NFC, Prepend, Replace, Sequence");
+                       }
+                     });
   return result;
 }
 
-PreTokenizer read_pre_tokenizer(const Json& json, const std::string& where) {
-  PreTokenizer result;
+void read_pre_tokenizer(const Json& json, const std::string& where, Pipeline& pipeline) {
+  PreTokenizer& result = pipeline.pre_tokenizer;
   bool has_byte_level = false;
   for_each_component(
       json, where, "pretokenizers", [&](const JsonObject& object, const std::string& here) {
@@ -146,29 +202,53 @@ PreTokenizer read_pre_tokenizer(const Json& json, const std::string& where) {
         } else if (type == "ByteLevel") {
           read_byte_level(object, here, result);
           has_byte_level = true;
+        } else if (type == "Metaspace") {
+          result.add(read_metaspace(object));
         } else {
-          refuse_unsupported(object, "type", "ByteLevel, Digits, Sequence, Split");
+          refuse_unsupported(object, "type", "ByteLevel, Digits, Metaspace, Sequence, Split");
         }
       });
-  if (!has_byte_level) {
-    fail(ErrorCode::unsupported, "{}: a tokenizer without ByteLevel is not supported; got {}",
-         where, io::quote(json.dump(-1, ' ', false, Json::error_handler_t::replace)));
-  }
-  return result;
+  pipeline.unit = has_byte_level ? Unit::byte : Unit::character;
 }
 
-void expect_byte_level_decoder(const Json& json, const std::string& where) {
-  bool has_byte_level = false;
-  for_each_component(json, where, "decoders", [&](const JsonObject& object, const std::string&) {
-    expect_fields(object, {"type", "add_prefix_space", "trim_offsets", "use_regex"});
-    if (has_byte_level || object.text("type") != "ByteLevel") {
-      refuse_unsupported(object, "type", "ByteLevel, once");
-    }
-    has_byte_level = true;
-  });
-  if (!has_byte_level) {
-    fail(ErrorCode::unsupported, "{}: null is not supported (ByteLevel)", where);
+Decoder read_decoder(const Json& json, const std::string& where, Unit unit) {
+  constexpr const char* kSteps = "ByteFallback, Fuse, Metaspace, Replace, Sequence, Strip";
+  Decoder result;
+  bool has_steps = false;
+  bool is_fused = false;
+  for_each_component(
+      json, where, "decoders", [&](const JsonObject& object, const std::string& here) {
+        const std::string type = object.text("type");
+        if (unit == Unit::byte) {
+          if (has_steps || type != "ByteLevel") {
+            refuse_unsupported(object, "type", "ByteLevel, once, as in pre_tokenizer");
+          }
+          expect_fields(object, {"type", "add_prefix_space", "trim_offsets", "use_regex"});
+        } else if (type == "Strip") {
+          result.add(read_strip(object, is_fused));
+        } else if (is_fused) {
+          refuse_unsupported(object, "type", "after Fuse: Strip");
+        } else if (type == "Fuse" || type == "ByteFallback") {
+          expect_fields(object, {"type"});
+          is_fused = type == "Fuse";
+          if (!is_fused) result.add(Decoder::ByteFallback{});
+        } else if (type == "Replace") {
+          result.add(read_replace(object, here));
+        } else if (type == "Metaspace") {
+          const Metaspace metaspace = read_metaspace(object);
+          const bool drops_first = metaspace.prepend != Metaspace::Prepend::never;
+          result.add(Decoder::Metaspace{metaspace.mark, drops_first});
+        } else {
+          refuse_unsupported(object, "type",
+                             fmt::format("without ByteLevel in pre_tokenizer: {}", kSteps));
+        }
+        has_steps = true;
+      });
+  if (!has_steps) {
+    fail(ErrorCode::unsupported,
+         "{}: null is not supported (ByteLevel where pre_tokenizer has it, or {})", where, kSteps);
   }
+  return result;
 }
 
 void read_post_processor(const Json& json, const std::string& where, Pipeline& pipeline) {

@@ -5,16 +5,25 @@
 namespace flashmha::text {
 namespace {
 
-std::string run(const Normalizer::Nfc& /*step*/, std::string_view text) {
+std::string run(const Normalizer::Nfc& /*step*/, std::string text, Before /*before*/) {
   return to_nfc(text);
+}
+
+std::string run(const Normalizer::Prepend& step, std::string text, Before before) {
+  return text.empty() || before == Before::raw_bytes ? text : step.prefix + text;
+}
+
+std::string run(const Replace& step, std::string text, Before /*before*/) {
+  return step.apply(text);
 }
 
 }  // namespace
 
-std::string Normalizer::normalize(std::string_view text) const {
+std::string Normalizer::normalize(std::string_view text, Before before) const {
   std::string result(text);
   for (const Step& step : steps_) {
-    result = std::visit([&](const auto& kind) { return run(kind, result); }, step);
+    result =
+        std::visit([&](const auto& kind) { return run(kind, std::move(result), before); }, step);
   }
   return result;
 }

@@ -6,18 +6,25 @@
 #include <variant>
 #include <vector>
 
+#include "text/before.h"
+#include "text/pattern.h"
+
 namespace flashmha::text {
 
 class Normalizer {
  public:
   struct Nfc {};
-  using Step = std::variant<Nfc>;
+  // Puts a prefix before every part of a text that is not empty.
+  struct Prepend {
+    std::string prefix;
+  };
+  using Step = std::variant<Nfc, Prepend, Replace>;
 
   void add(const Step& step) { steps_.push_back(step); }
   bool empty() const { return steps_.empty(); }
 
   // Valid UTF-8 in, valid UTF-8 out.
-  std::string normalize(std::string_view text) const;
+  std::string normalize(std::string_view text, Before before) const;
 
  private:
   std::vector<Step> steps_;

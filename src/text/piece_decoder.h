@@ -21,6 +21,7 @@ class PieceDecoder {
  private:
   std::shared_ptr<const Pipeline> pipeline_;
   bool skip_special_tokens_;
+  Decoder::States states_;  // of the pipeline's decoder
   Utf8Repair repair_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <deque>
 
+#include "text/byte_alphabet.h"
 #include "text/utf8.h"
 
 namespace flashmha::text {
@@ -20,12 +21,20 @@ std::size_t invalid_length(std::string_view text) {
 
 }  // namespace
 
+std::string Pipeline::text_of(std::string_view name) const {
+  std::optional<std::string> bytes;
+  if (unit == Unit::byte) bytes = bytes_of_token(name);
+  return bytes ? *bytes : std::string(name);
+}
+
 void Pipeline::encode(std::string_view text, bool match_special,
                       std::vector<std::int64_t>& result) const {
   PieceCache cache(text.size());
+  Before before = Before::nothing;
   for (const Span& span : added_tokens.split(text, match_special)) {
     if (span.id) {
       result.push_back(*span.id);
+      before = Before::something;
       continue;
     }
     // Bytes that are no text are a piece of their own: no rule about text applies to them, and the
@@ -33,30 +42,32 @@ void Pipeline::encode(std::string_view text, bool match_special,
     std::string_view rest = span.text;
     while (!rest.empty()) {
       const std::size_t valid = valid_length(rest);
-      encode_valid(rest.substr(0, valid), match_special, cache, result);
+      encode_valid({rest.substr(0, valid), before}, match_special, cache, result);
       rest.remove_prefix(valid);
       const std::size_t invalid = invalid_length(rest);
       model.encode(rest.substr(0, invalid), cache, result);
       rest.remove_prefix(invalid);
+      before = Before::raw_bytes;
     }
   }
 }
 
-void Pipeline::encode_valid(std::string_view text, bool match_special, PieceCache& cache,
+void Pipeline::encode_valid(Piece text, bool match_special, PieceCache& cache,
                             std::vector<std::int64_t>& result) const {
   std::string normalized;
   if (!normalizer.empty()) {
-    normalized = normalizer.normalize(text);
-    text = normalized;
+    normalized = normalizer.normalize(text.text, text.before);
+    text.text = normalized;
   }
-  for (const Span& span : normalized_added_tokens.split(text, match_special)) {
+  for (const Span& span : normalized_added_tokens.split(text.text, match_special)) {
     if (span.id) {
       result.push_back(*span.id);
+      text.before = Before::something;
       continue;
     }
     std::deque<std::string> made;
-    for (const std::string_view piece : pre_tokenizer.split(span.text, made)) {
-      model.encode(piece, cache, result);
+    for (const Piece& piece : pre_tokenizer.split({span.text, text.before}, made)) {
+      model.encode(piece.text, cache, result);
     }
   }
 }

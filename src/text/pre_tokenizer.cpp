@@ -2,54 +2,18 @@
 
 #include <algorithm>
 
-#include "text/unicode.h"
-#include "text/utf8.h"
-
 namespace flashmha::text {
 namespace {
 
-using Pieces = std::vector<std::string_view>;
+using Pieces = std::vector<Piece>;
 
 struct Part : Range {
   bool is_match = false;
 };
 
-std::vector<Range> find_all(const Regex& regex, std::string_view text) {
-  return regex.find_all(text);
-}
-
-std::vector<Range> find_all(const std::string& wanted, std::string_view text) {
-  std::vector<Range> matches;
-  std::size_t begin = text.find(wanted);
-  while (begin != std::string_view::npos) {
-    matches.push_back({begin, begin + wanted.size()});
-    begin = text.find(wanted, begin + wanted.size());
-  }
-  return matches;
-}
-
-std::vector<Range> find_all(const Digits& digits, std::string_view text) {
-  std::vector<Range> matches;
-  for (std::size_t position = 0; position < text.size();) {
-    const Utf8Char c = first_char(text.substr(position));
-    const std::size_t end = position + c.length;
-    if (is_numeric(c.code)) {
-      const bool joins = !digits.individual && !matches.empty() && matches.back().end == position;
-      if (joins) {
-        matches.back().end = end;
-      } else {
-        matches.push_back({position, end});
-      }
-    }
-    position = end;
-  }
-  return matches;
-}
-
 // The matches and what lies between them.
 std::vector<Part> parts_of(const Split& split, std::string_view text) {
-  const std::vector<Range> matches =
-      std::visit([&](const auto& pattern) { return find_all(pattern, text); }, split.pattern);
+  const std::vector<Range> matches = find_all(split.pattern, text);
   std::vector<Part> parts;
   parts.reserve(matches.size() * 2 + 1);
   std::size_t done = 0;
@@ -87,31 +51,48 @@ void join(std::vector<Part>& parts, Behavior behavior) {
 
 Pieces apply(const Split& split, const Pieces& pieces, std::deque<std::string>& /*made*/) {
   Pieces result;
-  for (const std::string_view piece : pieces) {
-    std::vector<Part> parts = parts_of(split, piece);
+  for (const Piece& piece : pieces) {
+    std::vector<Part> parts = parts_of(split, piece.text);
     const bool is_removed = split.behavior == Behavior::removed;
     if (!is_removed && split.behavior != Behavior::isolated) join(parts, split.behavior);
     for (const Part& part : parts) {
       if ((is_removed && part.is_match) || part.begin == part.end) continue;
-      result.push_back(piece.substr(part.begin, part.end - part.begin));
+      result.push_back({piece.text.substr(part.begin, part.end - part.begin),
+                        part.begin == 0 ? piece.before : Before::something});
     }
   }
   return result;
 }
 
 Pieces apply(const PrefixSpace& /*step*/, Pieces pieces, std::deque<std::string>& made) {
-  for (std::string_view& piece : pieces) {
-    if (!piece.starts_with(' ')) piece = made.emplace_back(" " + std::string(piece));
+  for (Piece& piece : pieces) {
+    if (piece.text.starts_with(' ') || piece.before == Before::raw_bytes) continue;
+    piece.text = made.emplace_back(" " + std::string(piece.text));
   }
   return pieces;
 }
 
+Pieces apply(const Metaspace& step, Pieces pieces, std::deque<std::string>& made) {
+  const Replace spaces{.pattern = " ", .content = step.mark};
+  for (Piece& piece : pieces) {
+    std::string& text = made.emplace_back(spaces.apply(piece.text));
+    const bool is_start = step.prepend == Metaspace::Prepend::first
+                              ? piece.before == Before::nothing
+                              : piece.before != Before::raw_bytes;
+    if (is_start && step.prepend != Metaspace::Prepend::never && !text.starts_with(step.mark)) {
+      text.insert(0, step.mark);
+    }
+    piece.text = text;
+  }
+  if (!step.split) return pieces;
+  return apply(Split{.pattern = step.mark, .behavior = Behavior::merged_with_next}, pieces, made);
+}
+
 }  // namespace
 
-std::vector<std::string_view> PreTokenizer::split(std::string_view text,
-                                                  std::deque<std::string>& made) const {
+std::vector<Piece> PreTokenizer::split(const Piece& text, std::deque<std::string>& made) const {
   Pieces pieces;
-  if (!text.empty()) pieces.push_back(text);
+  if (!text.text.empty()) pieces.push_back(text);
   for (const Step& step : steps_) {
     pieces = std::visit([&](const auto& kind) { return apply(kind, pieces, made); }, step);
   }

@@ -8,15 +8,10 @@
 #include <variant>
 #include <vector>
 
-#include "text/regex.h"
+#include "text/before.h"
+#include "text/pattern.h"
 
 namespace flashmha::text {
-
-// What a cut is made at.
-struct Digits {
-  bool individual = false;  // each digit is a match, or each run of digits
-};
-using Pattern = std::variant<Regex, std::string, Digits>;
 
 // What becomes of a match: dropped, a piece of its own, the end or the beginning of a piece with
 // its neighbour, or one piece with the matches that touch it.
@@ -37,14 +32,30 @@ struct Split {
 // A space before every piece that does not begin with one.
 struct PrefixSpace {};
 
+// SentencePiece's way with spaces: each becomes a mark, which also stands before a text, and which
+// words begin with.
+struct Metaspace {
+  enum class Prepend : std::uint8_t { never, first, always };
+
+  std::string mark;                   // one character
+  Prepend prepend = Prepend::always;  // before the first piece of a text, or all, without a mark
+  bool split = true;                  // a word is a piece
+};
+
+// A piece refers to the text, or to a string that a step made.
+struct Piece {
+  std::string_view text;
+  Before before = Before::something;
+};
+
 class PreTokenizer {
  public:
-  using Step = std::variant<Split, PrefixSpace>;
+  using Step = std::variant<Split, PrefixSpace, Metaspace>;
 
   void add(Step step) { steps_.push_back(std::move(step)); }
 
   // Pieces of a text, in its order, none empty. They refer to text, or to strings in `made`.
-  std::vector<std::string_view> split(std::string_view text, std::deque<std::string>& made) const;
+  std::vector<Piece> split(const Piece& text, std::deque<std::string>& made) const;
 
  private:
   std::vector<Step> steps_;

@@ -38,13 +38,15 @@ Tokenizer::Tokenizer(std::shared_ptr<const Pipeline> pipeline) : pipeline_(std::
 Tokenizer Tokenizer::bytes() {
   constexpr std::uint32_t kNumBytes = 256;
   auto pipeline = std::make_shared<Pipeline>();
+  Symbols symbols(Unit::byte);
   for (std::uint32_t byte = 0; byte < kNumBytes; ++byte) {
     pipeline->tokens.push_back({std::string(1, static_cast<char>(byte)), false});
     pipeline->ids.add(pipeline->tokens.back().text, byte);
+    symbols.add_byte(static_cast<std::uint8_t>(byte), byte);
   }
   const AddedToken end{.content = "<|endoftext|>", .id = kNumBytes, .special = true};
   pipeline->tokens.push_back({end.content, true});
-  pipeline->model = Bpe(pipeline->ids, {}, false, -1);
+  pipeline->model = Bpe(std::move(symbols), {});
   pipeline->ids.add(end.content, end.id);
   pipeline->added_tokens.add(end.content, end);
   pipeline->eos = end.id;

@@ -1,9 +1,11 @@
 #include "text/tokenizer_json.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/check.h"
 #include "text/byte_alphabet.h"
+#include "text/utf8.h"
 
 namespace flashmha::text {
 namespace {
@@ -36,7 +38,7 @@ void add_token(const JsonObject& object, const std::string& name, std::int64_t i
          object.where(), id, io::quote(name));
   }
   taken[index] = true;
-  result.tokens[index].text = bytes_of_token(name).value_or(name);
+  result.tokens[index].text = result.text_of(name);
   result.ids.add(name, static_cast<std::uint32_t>(id));
 }
 
@@ -100,8 +102,50 @@ void expect_empty(const JsonObject& model, const std::string& key) {
   if (!model.text(key, "").empty()) refuse_unsupported(model, key, "empty");
 }
 
-void expect_false(const JsonObject& object, const std::string& key) {
-  if (object.boolean(key, false)) refuse_unsupported(object, key, "false");
+// The vocabulary by what its tokens stand for.
+TokenTable read_texts(const JsonObject& vocabulary, Unit unit) {
+  TokenTable texts;
+  texts.reserve(vocabulary.value().size());
+  for (const auto& [name, id] : vocabulary.value().get_ref<const Json::object_t&>()) {
+    const std::optional<std::string> text = unit == Unit::byte ? bytes_of_token(name) : name;
+    if (text) texts.add(*text, id.get<std::uint32_t>());
+  }
+  return texts;
+}
+
+Symbols read_symbols(const JsonObject& vocabulary, Unit unit, const Unknown& unknown) {
+  Symbols symbols(unit, unknown);
+  for (const auto& [name, value] : vocabulary.value().get_ref<const Json::object_t&>()) {
+    const auto id = value.get<std::uint32_t>();
+    if (unit == Unit::byte) {
+      const std::optional<std::string> bytes = bytes_of_token(name);
+      if (bytes && bytes->size() == 1) symbols.add_byte(static_cast<std::uint8_t>((*bytes)[0]), id);
+    } else if (!name.empty() && first_char(name).length == name.size()) {
+      symbols.add_character(first_char(name).code, id);
+    }
+  }
+  return symbols;
+}
+
+void add_bytes(const TokenTable& ids, Symbols& symbols) {
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    const auto value = static_cast<std::uint8_t>(byte);
+    const std::optional<std::uint32_t> id = ids.find(token_of_byte(value));
+    if (id) symbols.add_byte(value, *id);
+  }
+}
+
+bool merges_stay_in_words(const std::vector<Merge>& merges, const Unknown& unknown,
+                          const Pipeline& pipeline) {
+  const auto text_of = [&](std::uint32_t id) -> const std::string& {
+    return pipeline.tokens[id].text;
+  };
+  // Unknown characters must not look like a mark, nor a mark be one of them.
+  if (!pipeline.ids.find(kWordMark) || (unknown.id && text_of(*unknown.id).ends_with(kWordMark))) {
+    return false;
+  }
+  return std::none_of(merges.begin(), merges.end(),
+                      [&](const Merge& merge) { return leaves_word(text_of(merge.merged)); });
 }
 
 std::vector<bool> read_model(const JsonObject& model, Pipeline& result) {
@@ -112,25 +156,28 @@ std::vector<bool> read_model(const JsonObject& model, Pipeline& result) {
   if (model.number("dropout", 0.0) != 0.0) refuse_unsupported(model, "dropout", "null or 0");
   expect_empty(model, "continuing_subword_prefix");
   expect_empty(model, "end_of_word_suffix");
-  expect_false(model, "fuse_unk");
-  expect_false(model, "byte_fallback");
+  const bool byte_fallback = model.boolean("byte_fallback", false);
+  if (byte_fallback && result.unit == Unit::byte) {
+    refuse_unsupported(model, "byte_fallback", "false with ByteLevel in pre_tokenizer");
+  }
 
   std::vector<bool> taken = read_vocabulary(model, result);
   const std::vector<Merge> merges = read_merges(model, result.ids);
-  std::int64_t unknown_id = -1;
+  Unknown unknown{.fuse = model.boolean("fuse_unk", false)};
   if (model.has("unk_token")) {
-    const std::optional<std::uint32_t> id = result.ids.find(model.text("unk_token"));
-    if (!id) model.refuse("unk_token", "must be a token of vocab");
-    unknown_id = *id;
+    unknown.id = result.ids.find(model.text("unk_token"));
+    if (!unknown.id) model.refuse("unk_token", "must be a token of vocab");
   }
-  TokenTable of_bytes;  // the vocabulary again, by what its tokens stand for
-  of_bytes.reserve(result.tokens.size());
-  for (const auto& [name, id] : model.object("vocab").value().get_ref<const Json::object_t&>()) {
-    const std::optional<std::string> bytes = bytes_of_token(name);
-    if (bytes) of_bytes.add(*bytes, id.get<std::uint32_t>());
+  const JsonObject vocabulary = model.object("vocab");
+  Symbols symbols = read_symbols(vocabulary, result.unit, unknown);
+  if (byte_fallback) add_bytes(result.ids, symbols);
+  BpeOptions options;
+  if (model.boolean("ignore_merges", false)) {
+    options.whole_pieces = read_texts(vocabulary, result.unit);
+  } else if (result.unit == Unit::character) {
+    options.merges_stay_in_words = merges_stay_in_words(merges, unknown, result);
   }
-  result.model =
-      Bpe(std::move(of_bytes), merges, model.boolean("ignore_merges", false), unknown_id);
+  result.model = Bpe(std::move(symbols), merges, std::move(options));
   return taken;
 }
 
@@ -175,10 +222,10 @@ void read_added_tokens(const JsonObject& root, Pipeline& result, std::vector<boo
         result.added_tokens.add(token.content, token);
         continue;
       }
-      const std::string pattern = result.normalizer.normalize(token.content);
+      const std::string pattern = result.normalizer.normalize(token.content, Before::something);
       if (pattern.empty()) continue;
       result.normalized_added_tokens.add(pattern, token);
-      result.tokens[token.id].text = bytes_of_token(pattern).value_or(pattern);
+      result.tokens[token.id].text = result.text_of(pattern);
     }
   }
 }
@@ -191,12 +238,11 @@ Pipeline read_pipeline(const Json& json, const std::string& where) {
                        "post_processor", "decoder"});
   if (root.text("version", "1.0") != "1.0") refuse_unsupported(root, "version", "1.0");
   Pipeline result;
-  std::vector<bool> taken = read_model(root.object("model"), result);
   const auto named = [&](const char* key) { return where + ": " + key; };
   result.normalizer = read_normalizer(component(root, "normalizer"), named("normalizer"));
-  result.pre_tokenizer =
-      read_pre_tokenizer(component(root, "pre_tokenizer"), named("pre_tokenizer"));
-  expect_byte_level_decoder(component(root, "decoder"), named("decoder"));
+  read_pre_tokenizer(component(root, "pre_tokenizer"), named("pre_tokenizer"), result);
+  result.decoder = read_decoder(component(root, "decoder"), named("decoder"), result.unit);
+  std::vector<bool> taken = read_model(root.object("model"), result);
   read_added_tokens(root, result, taken);
   read_post_processor(component(root, "post_processor"), named("post_processor"), result);
   return result;

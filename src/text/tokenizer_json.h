@@ -14,8 +14,9 @@ Pipeline read_pipeline(const io::Json& json, const std::string& where);
 
 // Parts of it, in components_json.cpp.
 Normalizer read_normalizer(const io::Json& json, const std::string& where);
-PreTokenizer read_pre_tokenizer(const io::Json& json, const std::string& where);
-void expect_byte_level_decoder(const io::Json& json, const std::string& where);
+// Fills pre_tokenizer and unit.
+void read_pre_tokenizer(const io::Json& json, const std::string& where, Pipeline& pipeline);
+Decoder read_decoder(const io::Json& json, const std::string& where, Unit unit);
 // Fills prefix and suffix.
 void read_post_processor(const io::Json& json, const std::string& where, Pipeline& pipeline);
 

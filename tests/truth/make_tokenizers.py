@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""Makes tokenizer_*.json, small byte-level BPE tokenizers, and tokenizers.json, difficult texts with
-the ids and the decoded text that the `tokenizers` library gives for them.
+"""Makes tokenizer_*.json, small BPE tokenizers, and tokenizers.json and sentencepiece.json, difficult
+texts with the ids and the decoded text that the `tokenizers` library gives for them.
 
     python3 make_tokenizers.py
 
-Each tokenizer has the normaliser, pre-tokeniser, added tokens and post-processor of a published
-one (gpt2, llama3, qwen2), or everything else that such files may say (mixed, splits, prefix). They
-are trained here, on a few sentences, so that many words stay in pieces.
+Each tokenizer has the normaliser, pre-tokeniser, added tokens, post-processor and decoder of a
+published one (byte-level: gpt2, llama3, qwen2; by SentencePiece: llama2, mistral3, gemma2), or
+everything else that such files may say (mixed, splits, prefix; legacy, marks, sparse). They are
+trained here, on a few sentences, so that many words stay in pieces; those of SentencePiece by
+SentencePiece itself, and their merges are found by Transformers' own converter.
 """
 
+import io
 import json
 import pathlib
 import random
 
+import sentencepiece
+from transformers.convert_slow_tokenizer import generate_merges
 from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
                         pre_tokenizers, processors, trainers)
 
@@ -57,6 +62,13 @@ TEXTS = [
     "_word_", "éword wordé", "word word", "wordword", "\u0301word", "word\u200d", "ⓐword", "left  right", "  left", "right  x",
     "café", "cafe\u0301", "CAFÉ cafés", "xcafe\u0301x", "longer long longest", "longe", "a,b,,c", ",,", "x--y-z--", "----",
     "123abc456", "  ,  ,  ", "Ġ Ċ ĠĠ é", "<unk>", "the the the\nthe", "q\u0323\u0307 q\u0307\u0323",
+]
+
+MARK_TEXTS = [
+    "▁", "▁▁ ▁", " ▁the", "the▁head", "<0x41>", "<0xE2><0x96>", "<s>", "<s>a", "a<s> b </s>", "</s>the head<s>",
+    "[INST] the head [/INST]", "[INST][INST] a", "<start_of_turn>user\nHi<end_of_turn>\n", "\n\n\n\n", "a\n\nb\n\n\nc",
+    "      x          y", "<b>bold</b>", "<unused0>the<unused0>", "é" * 40, "the" * 60, "é😀the €x中", "plus  minus",
+    "xplusx plus x", "a \t b", " the head is computed in every block of the matrix ",
 ]
 
 FRAGMENTS = [" ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "’t", "the", "The", " of", "1", "42", "2024", "한", "국어", "\u1112\u1161",
@@ -181,6 +193,128 @@ def prefix():
     return Tokenizer.from_str(json.dumps(content))
 
 
+def by_sentencepiece(vocab_size, special, byte_fallback=True):
+    """Vocabulary and merges of a SentencePiece model, in a `tokenizers` model of the same kind."""
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 3), model_writer=file, model_type="bpe", num_threads=1,
+        vocab_size=vocab_size, byte_fallback=byte_fallback, character_coverage=0.98,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+        allow_whitespace_only_pieces=True, user_defined_symbols=special, minloglevel=2,
+        bos_id=1, eos_id=2, unk_id=0)
+    model = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    scores = {piece: model.get_score(i) for piece, i in vocab.items()}
+    merges = generate_merges(vocab, scores)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True,
+                                     byte_fallback=byte_fallback))
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False)
+                                  for t in ("<unk>", "<s>", "</s>")])
+    return tokenizer
+
+
+def begins_with(token, tokenizer):
+    return processors.TemplateProcessing(
+        single=f"{token}:0 $A:0", pair=f"{token}:0 $A:0 {token}:1 $B:1",
+        special_tokens=[(token, tokenizer.token_to_id(token))])
+
+
+def spaces_come_back(strip=True):
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * strip)
+
+
+def llama2():
+    """Also Mistral 0.1 and 0.2."""
+    tokenizer = by_sentencepiece(800, [])
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"),
+                                                 normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = begins_with("<s>", tokenizer)
+    tokenizer.decoder = spaces_come_back()
+    return tokenizer
+
+
+def mistral3():
+    """Mistral 0.3, and Llama 2 where it is converted with legacy=False."""
+    tokenizer = by_sentencepiece(800, ["[INST]", "[/INST]"])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in ("[INST]", "[/INST]")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    tokenizer.post_processor = begins_with("<s>", tokenizer)
+    tokenizer.decoder = spaces_come_back()
+    return tokenizer
+
+
+def gemma2():
+    """Also Gemma 3."""
+    blanks = ["\n" * n for n in range(2, 6)] + ["▁" * n for n in range(2, 8)]
+    special = ["<start_of_turn>", "<end_of_turn>"]
+    tokenizer = by_sentencepiece(850, special + ["<unused0>", "<b>", "</b>"] + blanks)
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ["<unused0>", "<b>", "</b>"] + blanks])
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.post_processor = begins_with("<s>", tokenizer)
+    tokenizer.decoder = spaces_come_back(strip=False)
+    return tokenizer
+
+
+def legacy():
+    """Words as pieces, a mark before each part of a text; added tokens in the normalised text; no
+    bytes, and each unknown character by itself."""
+    tokenizer = by_sentencepiece(500, [], byte_fallback=False)
+    tokenizer.model.fuse_unk = False
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Replace(Regex(r"[\t\u00a0]+"), " "), normalizers.NFC()])
+    tokenizer.add_tokens([AddedToken("plus\u00a0", normalized=True),
+                          AddedToken("word", single_word=True, normalized=True)])
+    tokenizer.decoder = decoders.Metaspace("▁", prepend_scheme="always")
+    return tokenizer
+
+
+def marks():
+    """Merges that go on into the next word, added tokens with the mark of Prepend, two strips."""
+    tokenizer = by_sentencepiece(600, [])
+    content = json.loads(tokenizer.to_str())
+    vocab = content["model"]["vocab"]
+    for left, right in [("e", "▁h"), ("the", "▁h"), ("▁", "▁"), ("▁▁", "▁▁"), ("▁th", "e▁h")]:
+        if left in vocab and right in vocab:
+            vocab.setdefault(left + right, len(vocab))
+            content["model"]["merges"].insert(3, [left, right])
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"),
+                                                 normalizers.Replace(" ", "▁")])
+    tokenizer.add_tokens([AddedToken("<mask>", normalized=True, lstrip=True),
+                          AddedToken("plus minus", normalized=True),
+                          AddedToken("plus", normalized=True)])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace(Regex("▁"), " "), decoders.Strip("l", 1, 0), decoders.ByteFallback(),
+        decoders.Fuse(), decoders.Strip(" ", 2, 0)])
+    return tokenizer
+
+
+def sparse():
+    """Some bytes are no token, unknown characters are fused, whole texts may be tokens."""
+    tokenizer = by_sentencepiece(700, [])
+    content = json.loads(tokenizer.to_str())
+    vocab = content["model"]["vocab"]
+    for byte in (0x0A, 0x9F, 0xE4):
+        del vocab[f"<0x{byte:02X}>"]
+    vocab["the▁heads"] = len(vocab) + 100
+    content["model"]["ignore_merges"] = True
+    content["model"]["merges"] = [" ".join(m) for m in content["model"]["merges"]]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence([
+        decoders.ByteFallback(), decoders.Metaspace("▁", prepend_scheme="never")])
+    return tokenizer
+
+
+BYTE_LEVEL = (gpt2, llama3, qwen2, mixed, splits, prefix)
+SENTENCEPIECE = (llama2, mistral3, gemma2, legacy, marks, sparse)
+
+
 def save(tokenizer, name):
     content = json.loads(tokenizer.to_str())
     if name == "gpt2":  # older files write a merge as one string
@@ -191,24 +325,34 @@ def save(tokenizer, name):
 
 
 def answers(tokenizer, text):
+    """Ids, ids of the text as plain text, the decoded ids without and with special tokens; null where
+    the second are the ids without those of the empty text before them, and for the text itself."""
     ids = tokenizer.encode(text).ids
     tokenizer.encode_special_tokens = True
     plain = tokenizer.encode(text, add_special_tokens=False).ids
     tokenizer.encode_special_tokens = False
-    return [ids, plain, tokenizer.decode(ids), tokenizer.decode(ids, skip_special_tokens=False)]
+    decoded = [tokenizer.decode(ids), tokenizer.decode(ids, skip_special_tokens=False)]
+    return [ids, None if tokenizer.encode("").ids + plain == ids else plain,
+            *[None if again == text else again for again in decoded]]
 
 
-def main():
-    texts = TEXTS + random_texts(60)
+def write_truth(name, makers, texts):
     truth = {"texts": texts, "answers": {}, "decoded": {}}
-    for make in (gpt2, llama3, qwen2, mixed, splits, prefix):
+    for make in makers:
         tokenizer = save(make(), make.__name__)
         truth["answers"][make.__name__] = [answers(tokenizer, text) for text in texts]
         draw = random.Random(7)  # ids at random: mostly no UTF-8; some are no token
         rows = [[draw.randrange(tokenizer.get_vocab_size() + 5) for _ in range(12)] for _ in range(40)]
         truth["decoded"][make.__name__] = [[row, tokenizer.decode(row)] for row in rows]
-    (HERE / "tokenizers.json").write_text(
-        json.dumps(truth, ensure_ascii=True, separators=(",", ":")), encoding="utf-8")
+    (HERE / name).write_text(json.dumps(truth, ensure_ascii=True, separators=(",", ":")),
+                             encoding="utf-8")
+
+
+def main():
+    texts = TEXTS + random_texts(60)
+    write_truth("tokenizers.json", BYTE_LEVEL, texts)
+    short = [text for text in texts if len(text) < 100]
+    write_truth("sentencepiece.json", SENTENCEPIECE, MARK_TEXTS + short)
 
 
 if __name__ == "__main__":
