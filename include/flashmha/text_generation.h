@@ -25,7 +25,8 @@ struct TextGenerationOptions {
 };
 
 struct GeneratedText : Generated {
-  std::string text{};  // of the new tokens, without special tokens and without the stop string
+  // Of the new tokens, as it follows the prompt's; without special tokens and the stop string.
+  std::string text{};
 };
 
 // The ids of prompts, special tokens in front included as the tokenizer adds them. An empty prompt

@@ -1,4 +1,5 @@
-// Text to token ids and back: byte-level BPE as Llama 3, Qwen and GPT-2 ship it, and plain bytes.
+// Text to token ids and back: BPE of bytes, as Llama 3, Qwen and GPT-2 ship it, and by
+// SentencePiece, as Llama 2, Mistral and Gemma do, both in a tokenizer.json; and plain bytes.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,8 @@ class Tokenizer {
   // tokenizer_config.json if that is there; bytes() in a folder without tokenizer.json.
   static Tokenizer for_model(const std::string& directory);
 
-  // Ids of a text. Invalid UTF-8 is not lost: its bytes are encoded as bytes.
+  // Ids of a text. Invalid UTF-8 is not lost where the vocabulary has all bytes, as those named
+  // above do: it is encoded as bytes.
   std::vector<std::int64_t> encode(std::string_view text, const EncodeOptions& options = {}) const;
 
   // Text of ids: always valid UTF-8, bytes that form none are U+FFFD. An id without a token (the
@@ -50,8 +52,8 @@ class Tokenizer {
   // One more than the highest id.
   std::int64_t vocab_size() const;
 
-  // Tokens are written as in tokenizer.json: in a byte-level vocabulary a space is U+0120. A token
-  // of bytes() is its one byte.
+  // Tokens are written as in tokenizer.json: in a byte-level vocabulary a space is U+0120,
+  // by SentencePiece U+2581 and a byte <0x0A>. A token of bytes() is its one byte.
   std::optional<std::int64_t> token_id(std::string_view token) const;
 
   // The token that starts, and that ends, a sequence; empty where nothing names one.
@@ -66,13 +68,17 @@ class Tokenizer {
 };
 
 // Decodes token by token: what push and finish return, joined, is what decode gives for all ids,
-// and each part is valid UTF-8: a character is held back until its last byte has come.
+// and each part is valid UTF-8: bytes are held back until it is certain what they are.
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens = true);
   StreamDecoder(StreamDecoder&& other) noexcept;
   StreamDecoder& operator=(StreamDecoder&& other) noexcept;
   ~StreamDecoder();
+
+  // Passes over ids whose text is there already, such as a prompt's, so that what follows goes on
+  // from them: vocabularies by SentencePiece take the space away that a text, as such, begins with.
+  void skip(std::span<const std::int64_t> ids);
 
   // The text that this id completes; often empty.
   std::string push(std::int64_t id);

@@ -14,8 +14,11 @@ namespace {
 // The text of a row, as its tokens come.
 class RowText {
  public:
-  RowText(const text::Tokenizer& tokenizer, std::span<const std::string> stop_strings)
-      : decoder_(tokenizer), stops_(stop_strings) {}
+  RowText(const text::Tokenizer& tokenizer, std::span<const std::int64_t> prompt,
+          std::span<const std::string> stop_strings)
+      : decoder_(tokenizer), stops_(stop_strings) {
+    decoder_.skip(prompt);
+  }
 
   // The text that is certain now; all that is left, if the token was the last.
   std::string push(std::int64_t token, bool is_last) {
@@ -45,9 +48,10 @@ std::vector<GeneratedText> followed(const CausalLM& model, const text::Tokenizer
                                     std::span<const std::vector<std::int64_t>> ids,
                                     const TextGenerationOptions& options) {
   std::vector<RowText> rows;
-  const std::int64_t num_rows = std::ssize(ids) * options.generation.num_return_sequences;
-  for (std::int64_t row = 0; row < num_rows; ++row)
-    rows.emplace_back(tokenizer, options.stop_strings);
+  for (const std::vector<std::int64_t>& prompt : ids) {
+    for (std::int64_t i = 0; i < options.generation.num_return_sequences; ++i)
+      rows.emplace_back(tokenizer, prompt, options.stop_strings);
+  }
   GenerationOptions generation = options.generation;
   generation.on_token = [&](std::int64_t row, std::int64_t token) {
     const bool goes_on = !options.generation.on_token || options.generation.on_token(row, token);
@@ -103,7 +107,12 @@ std::vector<GeneratedText> generate_text(const CausalLM& model, const text::Toke
   if (options.generation.num_beams == 1) return followed(model, tokenizer, ids, options);
   std::vector<GeneratedText> results;
   for (Generated& generated : generate(model, ids, options.generation)) {
-    std::string text = tokenizer.decode(generated.tokens);
+    text::StreamDecoder decoder(tokenizer);
+    decoder.skip(ids[static_cast<std::size_t>(generated.prompt)]);
+    std::string text;
+    for (const std::int64_t token : generated.tokens)
+      text += decoder.push(token);
+    text += decoder.finish();
     results.push_back({std::move(generated), std::move(text)});
   }
   return results;

@@ -42,6 +42,20 @@ Behavior read_behavior(const JsonObject& object) {
                      "Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous");
 }
 
+// How many bytes the steps of a normalizer, or of a decoder, may make of one: files exist to be
+// written whose texts would fill any memory.
+constexpr std::size_t kMaxGrowth = 1024;
+
+// Counts a step that puts object[key] into a text.
+void limit_growth(const JsonObject& object, const std::string& key, std::size_t& growth) {
+  growth *= object.text(key).size() + 1;
+  if (growth > kMaxGrowth) {
+    object.refuse(key, fmt::format("must not make a text, with the steps before it, more than {} "
+                                   "times as long",
+                                   kMaxGrowth));
+  }
+}
+
 // {"Regex": "..."} or {"String": "..."}.
 Pattern read_pattern(const JsonObject& object, const std::string& where) {
   const JsonObject pattern = object.object("pattern");
@@ -60,8 +74,9 @@ Split read_split(const JsonObject& object, const std::string& where) {
   return {read_pattern(object, where), read_behavior(object), object.boolean("invert", false)};
 }
 
-Replace read_replace(const JsonObject& object, const std::string& where) {
+Replace read_replace(const JsonObject& object, const std::string& where, std::size_t& growth) {
   expect_fields(object, {"type", "pattern", "content"});
+  limit_growth(object, "content", growth);
   return {read_pattern(object, where), object.text("content")};
 }
 
@@ -166,6 +181,7 @@ void expect_fields(const JsonObject& object, std::initializer_list<std::string_v
 
 Normalizer read_normalizer(const Json& json, const std::string& where) {
   Normalizer result;
+  std::size_t growth = 1;
   for_each_component(json, where, "normalizers",
                      [&](const JsonObject& object, const std::string& here) {
                        const std::string type = object.text("type");
@@ -174,9 +190,10 @@ Normalizer read_normalizer(const Json& json, const std::string& where) {
                          result.add(Normalizer::Nfc{});
                        } else if (type == "Prepend") {
                          expect_fields(object, {"type", "prepend"});
+                         limit_growth(object, "prepend", growth);
                          result.add(Normalizer::Prepend{object.text("prepend")});
                        } else if (type == "Replace") {
-                         result.add(read_replace(object, here));
+                         result.add(read_replace(object, here, growth));
                        } else {
                          refuse_unsupported(object, "type", "NFC, Prepend, Replace, Sequence");
                        }
@@ -214,6 +231,7 @@ void read_pre_tokenizer(const Json& json, const std::string& where, Pipeline& pi
 Decoder read_decoder(const Json& json, const std::string& where, Unit unit) {
   constexpr const char* kSteps = "ByteFallback, Fuse, Metaspace, Replace, Sequence, Strip";
   Decoder result;
+  std::size_t growth = 1;
   bool has_steps = false;
   bool is_fused = false;
   for_each_component(
@@ -233,7 +251,7 @@ Decoder read_decoder(const Json& json, const std::string& where, Unit unit) {
           is_fused = type == "Fuse";
           if (!is_fused) result.add(Decoder::ByteFallback{});
         } else if (type == "Replace") {
-          result.add(read_replace(object, here));
+          result.add(read_replace(object, here, growth));
         } else if (type == "Metaspace") {
           const Metaspace metaspace = read_metaspace(object);
           const bool drops_first = metaspace.prepend != Metaspace::Prepend::never;

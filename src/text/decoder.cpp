@@ -69,13 +69,12 @@ void Decoder::push(std::string token, States& states, std::string& out) const {
   push(0, std::move(token), states, out);
 }
 
-void Decoder::finish(States& states, std::string& out) const {
+void Decoder::flush(States& states, std::string& out) const {
   for (std::size_t step = 0; step < steps_.size(); ++step) {
     for (std::string& rest : text_of_bytes(states[step])) {
       push(step + 1, std::move(rest), states, out);
     }
   }
-  states = start();
 }
 
 }  // namespace flashmha::text

@@ -42,9 +42,9 @@ class Decoder {
   using States = std::vector<State>;  // of each step
   States start() const { return States(steps_.size()); }
 
-  // Appends what a token completes, and what remains after the last.
+  // Appends what a token completes; what is held back as if no byte followed.
   void push(std::string token, States& states, std::string& out) const;
-  void finish(States& states, std::string& out) const;
+  void flush(States& states, std::string& out) const;
 
  private:
   // The same from one step on.

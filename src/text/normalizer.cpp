@@ -5,25 +5,24 @@
 namespace flashmha::text {
 namespace {
 
-std::string run(const Normalizer::Nfc& /*step*/, std::string text, Before /*before*/) {
+std::string run(const Normalizer::Nfc& /*step*/, const std::string& text, Before /*before*/) {
   return to_nfc(text);
 }
 
-std::string run(const Normalizer::Prepend& step, std::string text, Before before) {
+std::string run(const Normalizer::Prepend& step, const std::string& text, Before before) {
   return text.empty() || before == Before::raw_bytes ? text : step.prefix + text;
 }
 
-std::string run(const Replace& step, std::string text, Before /*before*/) {
+std::string run(const Replace& step, const std::string& text, Before /*before*/) {
   return step.apply(text);
 }
 
 }  // namespace
 
-std::string Normalizer::normalize(std::string_view text, Before before) const {
-  std::string result(text);
+std::string Normalizer::normalize(const Piece& piece) const {
+  std::string result(piece.text);
   for (const Step& step : steps_) {
-    result =
-        std::visit([&](const auto& kind) { return run(kind, std::move(result), before); }, step);
+    result = std::visit([&](const auto& kind) { return run(kind, result, piece.before); }, step);
   }
   return result;
 }

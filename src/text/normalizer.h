@@ -2,12 +2,11 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 #include <variant>
 #include <vector>
 
-#include "text/before.h"
 #include "text/pattern.h"
+#include "text/piece.h"
 
 namespace flashmha::text {
 
@@ -24,7 +23,7 @@ class Normalizer {
   bool empty() const { return steps_.empty(); }
 
   // Valid UTF-8 in, valid UTF-8 out.
-  std::string normalize(std::string_view text, Before before) const;
+  std::string normalize(const Piece& piece) const;
 
  private:
   std::vector<Step> steps_;

@@ -21,11 +21,16 @@ void PieceDecoder::push(std::int64_t id, std::string& out) {
   repair_.push(text, out);
 }
 
-void PieceDecoder::finish(std::string& out) {
+void PieceDecoder::flush(std::string& out) {
   std::string rest;
-  pipeline_->decoder.finish(states_, rest);
+  pipeline_->decoder.flush(states_, rest);
   repair_.push(rest, out);
   repair_.finish(out);
+}
+
+void PieceDecoder::finish(std::string& out) {
+  flush(out);
+  states_ = pipeline_->decoder.start();
 }
 
 }  // namespace flashmha::text

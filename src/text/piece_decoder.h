@@ -14,8 +14,9 @@ class PieceDecoder {
  public:
   PieceDecoder(std::shared_ptr<const Pipeline> pipeline, bool skip_special_tokens);
 
-  // Append what is complete.
+  // Append what is complete; what is held back; the same at the end of a text.
   void push(std::int64_t id, std::string& out);
+  void flush(std::string& out);
   void finish(std::string& out);
 
  private:

@@ -56,7 +56,7 @@ void Pipeline::encode_valid(Piece text, bool match_special, PieceCache& cache,
                             std::vector<std::int64_t>& result) const {
   std::string normalized;
   if (!normalizer.empty()) {
-    normalized = normalizer.normalize(text.text, text.before);
+    normalized = normalizer.normalize(text);
     text.text = normalized;
   }
   for (const Span& span : normalized_added_tokens.split(text.text, match_special)) {

@@ -4,12 +4,11 @@
 #include <cstdint>
 #include <deque>
 #include <string>
-#include <string_view>
 #include <variant>
 #include <vector>
 
-#include "text/before.h"
 #include "text/pattern.h"
+#include "text/piece.h"
 
 namespace flashmha::text {
 
@@ -40,12 +39,6 @@ struct Metaspace {
   std::string mark;                   // one character
   Prepend prepend = Prepend::always;  // before the first piece of a text, or all, without a mark
   bool split = true;                  // a word is a piece
-};
-
-// A piece refers to the text, or to a string that a step made.
-struct Piece {
-  std::string_view text;
-  Before before = Before::something;
 };
 
 class PreTokenizer {

@@ -128,6 +128,13 @@ StreamDecoder::StreamDecoder(StreamDecoder&& other) noexcept = default;
 StreamDecoder& StreamDecoder::operator=(StreamDecoder&& other) noexcept = default;
 StreamDecoder::~StreamDecoder() = default;
 
+void StreamDecoder::skip(std::span<const std::int64_t> ids) {
+  std::string known;
+  for (const std::int64_t id : ids)
+    decoder_->push(id, known);
+  decoder_->flush(known);
+}
+
 std::string StreamDecoder::push(std::int64_t id) {
   std::string text;
   decoder_->push(id, text);

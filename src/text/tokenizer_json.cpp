@@ -222,7 +222,7 @@ void read_added_tokens(const JsonObject& root, Pipeline& result, std::vector<boo
         result.added_tokens.add(token.content, token);
         continue;
       }
-      const std::string pattern = result.normalizer.normalize(token.content, Before::something);
+      const std::string pattern = result.normalizer.normalize({token.content});
       if (pattern.empty()) continue;
       result.normalized_added_tokens.add(pattern, token);
       result.tokens[token.id].text = result.text_of(pattern);

@@ -187,6 +187,33 @@ TEST_F(TextGeneration, by_beam_search) {
   EXPECT_GE(results[0].score, results[1].score);
 }
 
+// A vocabulary by SentencePiece takes the space away that a text begins with; what follows a prompt
+// is none.
+TEST(TextGenerationFromWords, goes_on_from_the_prompt) {
+  const auto tokenizer =
+      text::Tokenizer::from_file(FLASHMHA_TESTS_DIR "/truth/tokenizer_llama2.json");
+  model::ModelConfig config = tiny_config();
+  config.vocab_size = tokenizer.vocab_size();
+  CausalLM model(config);
+  model.init_weights(test_seed());
+  const std::vector<std::string> prompts = {"the head"};
+  const std::vector<std::int64_t> prompt = tokenizer.encode(prompts[0]);
+  for (const std::int64_t num_beams : {1, 4}) {
+    model::GenerationOptions generation{.max_new_tokens = 6, .num_return_sequences = 4};
+    generation.num_beams = num_beams;
+    if (num_beams == 1) {
+      generation.num_return_sequences = 64;
+      generation.sampling = {.temperature = 50.0, .seed = test_seed()};
+    }
+    for (const GeneratedText& result :
+         generate_text(model, tokenizer, prompts, {.generation = generation})) {
+      std::vector<std::int64_t> ids = prompt;
+      ids.insert(ids.end(), result.tokens.begin(), result.tokens.end());
+      EXPECT_EQ(prompts[0] + result.text, tokenizer.decode(ids));
+    }
+  }
+}
+
 TEST_F(TextGeneration, RefusesBadInput) {
   const auto refuse = [&](const TextGenerationOptions& options, const std::string& message) {
     expect_error(ErrorCode::invalid_argument, {message}, [&] { run(options); });

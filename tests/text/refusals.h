@@ -15,7 +15,7 @@ namespace flashmha::text {
 
 struct Refusal {
   const char* path;  // of the value that is changed
-  const char* value;
+  std::string value;
   ErrorCode code;
   std::vector<std::string> pieces;  // of the message
 };

@@ -38,6 +38,18 @@ TEST(sentencepiece, refuses_by_field_and_value) {
       {"/model/type", R"("Unigram")", kUnsupported, {"model.type", "Unigram"}},
       {"/normalizer/normalizers/0", R"({"type": "Precompiled"})", kUnsupported, {"Precompiled"}},
       {"/normalizer/normalizers/1/pattern", R"({"Regex": "(a"})", kInvalid, {"(a", "no regular"}},
+      {"/normalizer/normalizers/1/content",
+       '"' + std::string(300, 'a') + '"',
+       kInvalid,
+       {"normalizers[1]", "content", "1024 times"}},
+      {"/normalizer/normalizers/0/prepend",
+       '"' + std::string(2000, 'a') + '"',
+       kInvalid,
+       {"normalizers[0]", "prepend", "1024 times"}},
+      {"/decoder/decoders/0/content",
+       '"' + std::string(1024, 'a') + '"',
+       kInvalid,
+       {"decoders[0]", "content", "1024 times"}},
       {"/pre_tokenizer", R"({"type": "ByteLevel"})", kUnsupported, {"decoder", "ByteLevel"}},
       {"/pre_tokenizer",
        R"({"type": "Metaspace", "replacement": "ab"})",
@@ -146,6 +158,19 @@ TEST(sentencepiece, a_stream_waits_for_the_bytes_of_a_character) {
   EXPECT_EQ(stream.push(id("<0xF0>")), "");
   EXPECT_EQ(stream.finish(), "\uFFFD");
   EXPECT_EQ(stream.push(id("\u2581the")), "the");  // a new text
+}
+
+// A prompt's last bytes are its own, and what follows it is not the start of a text.
+TEST(sentencepiece, a_stream_goes_on_from_ids_that_it_skips) {
+  const Tokenizer tokenizer = load(read("llama2"));
+  const std::int64_t the = *tokenizer.token_id("\u2581the");
+  for (const std::string prompt : {"the head", "a\n\n", "\U0001F600", "\xE2\x82"}) {
+    StreamDecoder stream(tokenizer);
+    stream.skip(tokenizer.encode(prompt));
+    EXPECT_EQ(stream.push(the), " the") << prompt;
+    stream.finish();
+    EXPECT_EQ(stream.push(the), "the") << prompt;
+  }
 }
 
 // A merge that leaves its word, of a character that no text here has: words are no longer encoded
