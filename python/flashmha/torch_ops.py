@@ -239,6 +239,16 @@ def autocast(*tensors: Tensor) -> Tuple[Tensor, ...]:
                  for x in tensors)
 
 
+_DEFAULTS = dict(max_seqlen_q=0, max_seqlen_k=0, softmax_scale=None, causal=False, window_left=-1,
+                 window_right=-1, top_left=False, softcap=0.0, dropout_p=0.0, deterministic=False)
+
+
+def _positional(options: Dict[str, Any]) -> Tuple:
+    """Options as the operators take them: all of them, in order."""
+    return (*(options.get(name) for name in _TENSORS),
+            *(options.get(name, _DEFAULTS[name]) for name in _VALUES))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, options: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
     """out and lse; options are the keywords of flashmha._native.attend, or rng_state for seeds."""
     q, k, v = autocast(q, k, v)
@@ -257,11 +267,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, options: Dict[str, Any]) -> Tuple[Te
         return out, lse
     if options.get("dropout_p", 0.0) > 0 and "rng_state" not in options:
         options["rng_state"] = torch.tensor([_signed(seed), _signed(offset)], dtype=torch.int64)
-    defaults = dict(max_seqlen_q=0, max_seqlen_k=0, causal=False, window_left=-1, window_right=-1,
-                    top_left=False, softcap=0.0, dropout_p=0.0, deterministic=False)
-    return torch.ops.flashmha.attend(
-        q, k, v, *(options.get(name) for name in _TENSORS),
-        *(options.get(name, defaults.get(name)) for name in _VALUES))
+    return torch.ops.flashmha.attend(q, k, v, *_positional(options))
 
 
 def _signed(value: int) -> int:
@@ -272,3 +278,17 @@ def _signed(value: int) -> int:
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
     """Rotated x; cos and sin float32 [num_positions, rotary_dim / 2]; positions int32."""
     return torch.ops.flashmha.rotary(x, cos, sin, positions, interleaved, False)
+
+
+def attend_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+                    options: Dict[str, Any]) -> Tuple[Tensor, Tensor, Tensor]:
+    """dq, dk, dv; options as for attend."""
+    return torch.ops.flashmha.attend_backward(dout, None, q, k, v, out, lse,
+                                              *_positional(options), False, False)[:3]
+
+
+def attend_to_cache(q: Tensor, *arguments: Any) -> Tuple[Tensor, Tensor]:
+    """out and lse; the arguments of the operator attend_to_cache."""
+    if is_plain_call(q):
+        return _attend_to_cache(q, *arguments)
+    return torch.ops.flashmha.attend_to_cache(q, *arguments)

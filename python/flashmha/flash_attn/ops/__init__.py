@@ -1,0 +1,1 @@
+"""flash_attn.ops: what other packages import from it."""

@@ -1,0 +1,46 @@
+"""Error texts that users of flash_attn know, in front of our own."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterator, Optional
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument
+
+
+def _familiar(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tensor]) -> Optional[str]:
+    """What flash_attn would say to these tensors; None if it says nothing of the kind."""
+    heads_k = k.shape[-2]
+    if q.device.type == "cuda" and q.dtype not in (torch.float16, torch.bfloat16):
+        return "FlashAttention only support fp16 and bf16 data type"
+    if k.dtype != q.dtype:
+        return "query and key must have the same dtype"
+    if v.dtype != q.dtype:
+        return "query and value must have the same dtype"
+    if q.shape[-1] > 256:
+        return "FlashAttention forward only supports head dimension at most 256"
+    if heads_k == 0 or q.shape[-2] % heads_k != 0:
+        return "Number of heads in key/value must divide number of heads in query"
+    if alibi_slopes is not None and alibi_slopes.dtype != torch.float32:
+        return "ALiBi slopes must have dtype fp32"
+    return None
+
+
+@contextmanager
+def familiar_errors(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tensor]) -> Iterator:
+    """Puts flash_attn's own words in front of errors about these tensors."""
+    try:
+        yield
+    except InvalidArgument as error:
+        text = _familiar(q, k, v, alibi_slopes)
+        if text is None:
+            raise
+        raise InvalidArgument(f"{text}. {error}") from None
+
+
+def require(condition: bool, text: str) -> None:
+    if not condition:
+        raise InvalidArgument(text)

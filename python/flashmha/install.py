@@ -1,0 +1,88 @@
+"""Makes `import flash_attn` find flashmha.flash_attn, for programs that cannot be changed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+from typing import Iterable, Optional
+
+from .errors import Error
+
+_OURS = "flashmha.flash_attn"
+_THEIRS = "flash_attn"
+
+
+class _Loader(importlib.abc.Loader):
+    """Hands out the module that exists under our name, so that there is one of each."""
+
+    def create_module(self, spec):
+        module = importlib.import_module(_OURS + spec.name[len(_THEIRS):])
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = self._spec  # the import system has put in that of the other name
+
+
+class _Distribution(importlib.metadata.Distribution):
+    """What programs see that ask which version of flash-attn is installed."""
+
+    def read_text(self, filename: str) -> Optional[str]:
+        from . import flash_attn
+
+        return {
+            "METADATA": f"Metadata-Version: 2.1\nName: flash-attn\n"
+                        f"Version: {flash_attn.__version__}\nSummary: served by flashmha\n",
+            "top_level.txt": f"{_THEIRS}\n",
+        }.get(filename)
+
+    def locate_file(self, path):
+        raise FileNotFoundError(path)
+
+
+class _Finder(importlib.metadata.DistributionFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _THEIRS and not fullname.startswith(_THEIRS + "."):
+            return None
+        ours = _OURS + fullname[len(_THEIRS):]
+        try:
+            found = importlib.util.find_spec(ours)
+        except ModuleNotFoundError:
+            return None
+        if found is None:
+            return None
+        is_package = found.submodule_search_locations is not None
+        return importlib.machinery.ModuleSpec(fullname, _Loader(), origin=found.origin,
+                                              is_package=is_package)
+
+    def find_distributions(
+        self, context=importlib.metadata.DistributionFinder.Context()
+    ) -> Iterable[importlib.metadata.Distribution]:
+        if context.name is None or context.name.replace("_", "-").lower() == "flash-attn":
+            yield _Distribution()
+
+
+def install_as_flash_attn() -> None:
+    """From now on `import flash_attn`, and Transformers' check for it, find flashmha.flash_attn.
+
+    Call it before anything imports flash_attn. Raises Error if another flash_attn has been imported.
+    """
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    present = sys.modules.get(_THEIRS)
+    if present is not None and not present.__name__.startswith(_OURS):
+        raise Error("[install_as_flash_attn] another flash_attn has been imported already: "
+                    f"{getattr(present, '__file__', present)}")
+    sys.meta_path.insert(0, _Finder())
+    importlib.invalidate_caches()
+    # What Transformers may have found out before.
+    known = sys.modules.get("transformers.utils.import_utils")
+    for name in ("is_flash_attn_2_available", "_package_distribution_mapping",
+                 "_is_package_available"):
+        function = getattr(known, name, None)
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
