@@ -69,7 +69,7 @@ class _Finder(importlib.metadata.DistributionFinder):
 def install_as_flash_attn() -> None:
     """From now on `import flash_attn`, and Transformers' check for it, find flashmha.flash_attn.
 
-    Call it before anything imports flash_attn. Raises Error if another flash_attn has been imported.
+    Call it before anything imports flash_attn: Error if another one has been imported already.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return

@@ -137,7 +137,7 @@ def _attend_to_cache_fake(q, k_cache, v_cache, *options):
 def _rotary(x, cos, sin, positions, interleaved, conjugate):
     x = unit_stride(x)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.rotary(x, cos, sin, positions, y, interleaved=interleaved, conjugate=conjugate)
+    _native.rotary(x, cos, sin, positions.contiguous(), y, interleaved=interleaved, conjugate=conjugate)
     return y
 
 
@@ -232,7 +232,7 @@ def is_plain_call(q: Tensor) -> bool:
 def autocast(*tensors: Tensor) -> Tuple[Tensor, ...]:
     """In an autocast region, floating tensors in its dtype, as for matrix products."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x

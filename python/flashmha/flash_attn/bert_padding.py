@@ -15,7 +15,7 @@ def index_first_axis(input: Tensor, indices: Tensor) -> Tensor:
 
 
 def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -> Tensor:
-    """[m, ...] and int64 [m] -> [first_axis_dim, ...]: row indices[i] is values[i], others are 0."""
+    """[m, ...] and int64 [m] -> [first_axis_dim, ...]: row indices[i] is values[i], others 0."""
     return values.new_zeros((first_axis_dim, *values.shape[1:])).index_copy(0, indices, values)
 
 

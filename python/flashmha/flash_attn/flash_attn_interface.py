@@ -81,9 +81,9 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Union[Tensor, Tuple[Tensor, Tensor, Tensor]]:
-    """Attention of q [batch, seqlen_q, nheads, headdim] to k, v [batch, seqlen_k, nheads_k, headdim].
+    """Attention, differentiable in q, k and v.
 
-    nheads is a multiple of nheads_k. causal and window_size (left, right; inclusive, -1 unbounded)
+    q: [batch, seqlen_q, nheads, headdim]; k, v: [batch, seqlen_k, nheads_k, headdim]. nheads is a multiple of nheads_k. causal and window_size (left, right; inclusive, -1 unbounded)
     are aligned to the bottom right corner. softcap > 0 caps the scores. alibi_slopes: float32
     [nheads] or [batch, nheads]. softmax_scale: default 1 / sqrt(headdim).
     Returns out [batch, seqlen_q, nheads, headdim]; with return_attn_probs also lse float32

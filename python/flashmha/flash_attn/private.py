@@ -142,8 +142,8 @@ def _flash_attn_varlen_forward(
 ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same for ragged batches. Rows of no sequence are 0 with and without zero_tensors."""
     if leftpad_k is not None:
-        raise Unsupported("[_flash_attn_varlen_forward] leftpad_k is not served: move cu_seqlens_k, "
-                          "or use flash_attn_with_kvcache, whose cache_leftpad is")
+        raise Unsupported("[_flash_attn_varlen_forward] leftpad_k is not served: use "
+                          "flash_attn_with_kvcache, whose cache_leftpad is")
     options = options_of(dropout_p, softmax_scale, causal, window_size_left, window_size_right,
                          softcap, alibi_slopes, (cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                                                  max_seqlen_k, seqused_k, block_table))

@@ -20,7 +20,7 @@ def positions_of(x: Tensor, seqlen_offsets: Union[int, Tensor],
             positions = positions + seqlen_offsets.to(torch.int32)[:, None]
         else:
             positions = positions + seqlen_offsets
-        return positions.expand(x.shape[0], -1)
+        return positions.expand(x.shape[0], -1).contiguous()
     rows = torch.arange(x.shape[0], device=x.device, dtype=torch.int32)
     sequence = (torch.searchsorted(cu_seqlens, rows, right=True) - 1).clamp(
         max=cu_seqlens.shape[0] - 2)
