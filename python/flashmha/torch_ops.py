@@ -137,7 +137,8 @@ def _attend_to_cache_fake(q, k_cache, v_cache, *options):
 def _rotary(x, cos, sin, positions, interleaved, conjugate):
     x = unit_stride(x)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.rotary(x, cos, sin, positions.contiguous(), y, interleaved=interleaved, conjugate=conjugate)
+    _native.rotary(x, cos, sin, positions.contiguous(), y, interleaved=interleaved,
+                   conjugate=conjugate)
     return y
 
 
@@ -215,6 +216,40 @@ torch.library.register_autograd("flashmha::rotary", _differentiate_rotary,
                                 setup_context=_save_rotary, lib=_library)
 
 
+class _Attend(torch.autograd.Function):
+    """The operator's gradient for plain calls, past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, sinks, options):
+        out, lse = _new_results(q, v)
+        _native.attend(q, k, v, out, lse, bias=bias, sinks=sinks, **options)
+        ctx.save_for_backward(q, k, v, out, lse, bias, sinks)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse, bias, sinks = ctx.saved_tensors
+        if dout is None and dlse is None:
+            return (None,) * 6
+        dout = torch.zeros_like(out) if dout is None else unit_stride(dout)
+        dlse = None if dlse is None else dlse.contiguous()
+        needs_dbias, needs_dsinks = ctx.needs_input_grad[3:5]
+        if torch.is_grad_enabled():  # create_graph: the operator knows that this is the end
+            options = _with_rng_state(dict(ctx.options, bias=bias, sinks=sinks))
+            dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
+                dout, dlse, q, k, v, out, lse, *_positional(options), needs_dbias, needs_dsinks)
+        else:
+            dq, dk, dv, dbias, dsinks = _new_gradients(q, k, v, bias, sinks, needs_dbias,
+                                                       needs_dsinks)
+            _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, bias=bias,
+                           sinks=sinks, dbias=dbias if needs_dbias else None,
+                           dsinks=dsinks if needs_dsinks else None, **ctx.options)
+        return (dq, dk, dv, dbias.to(bias.dtype) if needs_dbias else None,
+                dsinks.to(sinks.dtype) if needs_dsinks else None, None)
+
+
 # ---- calls ---------------------------------------------------------------------------------------
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -253,26 +288,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, options: Dict[str, Any]) -> Tuple[Te
     """out and lse; options are the keywords of flashmha._native.attend, or rng_state for seeds."""
     q, k, v = autocast(q, k, v)
     options = dict(options)
-    seed, offset = options.pop("seed", 0), options.pop("offset", 0)
-    bias, sinks = options.get("bias"), options.get("sinks")
-    needs_gradient = torch.is_grad_enabled() and (
-        q.requires_grad or k.requires_grad or v.requires_grad or
-        (bias is not None and bias.requires_grad) or (sinks is not None and sinks.requires_grad))
-    if not needs_gradient and is_plain_call(q):
+    if is_plain_call(q):
         rng_state = options.pop("rng_state", None)
         if rng_state is not None:
             seed, offset = rng_state.tolist()
+            options["seed"], options["offset"] = seed % 2**64, offset % 2**64
+        bias, sinks = options.pop("bias", None), options.pop("sinks", None)
+        if torch.is_grad_enabled() and (
+                q.requires_grad or k.requires_grad or v.requires_grad or
+                (bias is not None and bias.requires_grad) or
+                (sinks is not None and sinks.requires_grad)):
+            return _Attend.apply(q, k, v, bias, sinks, options)
         out, lse = _new_results(q, v)
-        _native.attend(q, k, v, out, lse, seed=seed % 2**64, offset=offset % 2**64, **options)
+        _native.attend(q, k, v, out, lse, bias=bias, sinks=sinks, **options)
         return out, lse
+    return torch.ops.flashmha.attend(q, k, v, *_positional(_with_rng_state(options)))
+
+
+def _with_rng_state(options: Dict[str, Any]) -> Dict[str, Any]:
+    """Options with seed and offset as a tensor, as the operators take them."""
+    seed, offset = options.pop("seed", 0), options.pop("offset", 0)
     if options.get("dropout_p", 0.0) > 0 and "rng_state" not in options:
-        options["rng_state"] = torch.tensor([_signed(seed), _signed(offset)], dtype=torch.int64)
-    return torch.ops.flashmha.attend(q, k, v, *_positional(options))
-
-
-def _signed(value: int) -> int:
-    value %= 2**64
-    return value - 2**64 if value >= 2**63 else value
+        signed = [(value + 2**63) % 2**64 - 2**63 for value in (seed, offset)]
+        options["rng_state"] = torch.tensor(signed, dtype=torch.int64)
+    return options
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:

@@ -83,8 +83,9 @@ def flash_attn_func(
 ) -> Union[Tensor, Tuple[Tensor, Tensor, Tensor]]:
     """Attention, differentiable in q, k and v.
 
-    q: [batch, seqlen_q, nheads, headdim]; k, v: [batch, seqlen_k, nheads_k, headdim]. nheads is a multiple of nheads_k. causal and window_size (left, right; inclusive, -1 unbounded)
-    are aligned to the bottom right corner. softcap > 0 caps the scores. alibi_slopes: float32
+    q: [batch, seqlen_q, nheads, headdim]; k, v: [batch, seqlen_k, nheads_k, headdim]; nheads is a
+    multiple of nheads_k. causal and window_size (left, right; inclusive, -1 unbounded) are aligned
+    to the bottom right corner. softcap > 0 caps the scores. alibi_slopes: float32
     [nheads] or [batch, nheads]. softmax_scale: default 1 / sqrt(headdim).
     Returns out [batch, seqlen_q, nheads, headdim]; with return_attn_probs also lse float32
     [batch, nheads, seqlen_q], +inf for rows that see no key, and, with dropout, the probabilities
