@@ -17,7 +17,7 @@ namespace flashmha::cpu {
 namespace {
 
 // Keys of a split: an even sixteenth of the sequence within these bounds.
-constexpr std::int64_t kMinSplitKeys = 256;
+constexpr std::int64_t kMinSplitKeys = 512;
 constexpr std::int64_t kMaxSplitKeys = 2048;
 
 std::int64_t split_keys(const Problem& problem, std::int64_t num_keys) {
