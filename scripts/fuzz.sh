@@ -24,6 +24,6 @@ corpus=build/fuzz/corpus/$target
 findings=build/fuzz/findings
 mkdir -p "$corpus" "$findings"
 # Seconds an input, megabytes of the process.
-build/fuzz/tests/fuzz/"${target}_fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+build/fuzz/tests/fuzz/"${target}_fuzz" -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 \
   -max_len=16384 -dict=tests/fuzz/json.dict -artifact_prefix="$findings/$target-" \
   -print_final_stats=1 "$corpus" "tests/fuzz/corpus/$target"
