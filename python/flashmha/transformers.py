@@ -155,7 +155,9 @@ def attention_mask(
         return _numbered(pattern.sequences) if simple else spelt_out()
     mask = attention_mask
     if mask is not None:
-        mask = mask[:, int(kv_offset):int(kv_offset) + filled].bool()
+        mask = mask.bool()
+        if mask.shape[1] > filled:  # generate() calls a second time, with what was returned here
+            mask = mask[:, int(kv_offset):int(kv_offset) + filled]
         if mask.shape[1] < filled:
             mask = torch.nn.functional.pad(mask, (0, filled - mask.shape[1]), value=False)
         if bool(mask.all()):

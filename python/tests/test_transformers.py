@@ -91,6 +91,9 @@ def test_packed_sequences(name):
     positions = torch.tensor([[*range(4), *range(9), *range(2)], [*range(8), *range(7)]])
     with torch.no_grad():
         found = flash(ids, position_ids=positions, use_cache=False).logits
+        assert_same(found, eager(ids, position_ids=positions, use_cache=False).logits)
+        if name == "gpt_oss":  # eager, too, gives something else for a sequence alone
+            return
         for row, ends in ((0, [0, 4, 13, 15]), (1, [0, 8, 15])):
             for begin, end in zip(ends, ends[1:]):
                 alone = eager(ids[row:row + 1, begin:end]).logits
