@@ -144,7 +144,8 @@ def test_prefill_in_chunks(name, cache):
         past = (transformers.DynamicCache(config=flash.config) if cache == "dynamic" else
                 transformers.StaticCache(config=flash.config, max_cache_len=20))
         found = [flash(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b],
-                       past_key_values=past).logits for a, b in ((0, 5), (5, 9), (9, 10), (10, 12))]
+                       past_key_values=past).logits
+                 for a, b in ((0, 5), (5, 9), (9, 10), (10, 12))]
     assert_same(torch.cat(found, 1)[mask.bool()], expected[mask.bool()])
 
 
@@ -219,7 +220,8 @@ def test_t5(training):
         vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
         decoder_start_token_id=0, pad_token_id=0, eos_token_id=2, dropout_rate=0.0)
     torch.manual_seed(1)
-    eager = transformers.T5ForConditionalGeneration._from_config(config, attn_implementation="eager")
+    eager = transformers.T5ForConditionalGeneration._from_config(config,
+                                                                 attn_implementation="eager")
     with torch.no_grad():
         for parameter in eager.parameters():
             parameter.normal_(0, 0.2)
