@@ -51,13 +51,13 @@ def statistics_dtype(q: Tensor) -> torch.dtype:
 
 
 def _new_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
-    if q.dim() == 3:
-        total_q, num_heads = q.shape[0], q.shape[1]
-        lse_shape = (num_heads, total_q)
+    shape, head_dim_v = q.shape, v.shape[-1]
+    lse_shape = (shape[1], shape[0]) if len(shape) == 3 else (shape[0], shape[2], shape[1])
+    if head_dim_v == shape[-1]:  # the quicker of two ways to say the same
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
     else:
-        lse_shape = (q.shape[0], q.shape[2], q.shape[1])
-    return (q.new_empty((*q.shape[:-1], v.shape[-1])),
-            q.new_empty(lse_shape, dtype=statistics_dtype(q)))
+        out = q.new_empty((*shape[:-1], head_dim_v))
+    return out, torch.empty(lse_shape, dtype=statistics_dtype(q), device=q.device)
 
 
 def _native_options(tensors: Tuple, values: Tuple) -> Dict[str, Any]:
@@ -285,9 +285,11 @@ def _positional(options: Dict[str, Any]) -> Tuple:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
-    """out and lse; options are the keywords of flashmha._native.attend, or rng_state for seeds."""
+    """out and lse; options are the keywords of flashmha._native.attend, or rng_state for seeds.
+
+    The dictionary is used up.
+    """
     q, k, v = autocast(q, k, v)
-    options = dict(options)
     if is_plain_call(q):
         rng_state = options.pop("rng_state", None)
         if rng_state is not None:

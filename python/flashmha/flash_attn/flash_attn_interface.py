@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_ops
-from ..errors import Unsupported
+from ..errors import InvalidArgument, Unsupported
 from .private import (
     _flash_attn_backward,
     _flash_attn_forward,
@@ -27,7 +27,7 @@ from .private import (
     options_of,
     round_multiple,
 )
-from .rules import familiar_errors, require
+from .rules import familiar_error, familiar_errors, require
 
 _wrapped_flash_attn_forward = _flash_attn_forward
 _wrapped_flash_attn_varlen_forward = _flash_attn_varlen_forward
@@ -60,8 +60,10 @@ def _call(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi
     options["deterministic"] = deterministic
     if dropout_p > 0:
         options["rng_state"] = new_rng_state()
-    with familiar_errors(q, k, v, alibi_slopes):
-        out, lse = torch_ops.attend(q, k, v, options)
+    try:
+        out, lse = torch_ops.attend(q, k, v, dict(options) if return_attn_probs else options)
+    except InvalidArgument as error:
+        raise familiar_error(error, q, k, v, alibi_slopes) from None
     if not return_attn_probs:
         return out
     probabilities = masked_probabilities(q, k, lse, options) if dropout_p > 0 else q.new_empty((0,))

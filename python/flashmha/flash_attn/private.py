@@ -115,7 +115,7 @@ def _forward(q, k, v, options, return_softmax):
     if dropout_p > 0:
         options["rng_state"] = rng_state
     with torch.no_grad(), familiar_errors(q, k, v, options["alibi_slopes"]):
-        out, lse = torch_ops.attend(q, k, v, options)
+        out, lse = torch_ops.attend(q, k, v, dict(options))
     probabilities = (masked_probabilities(q, k, lse, options) if return_softmax
                      else q.new_empty((0,)))
     return out, fa2_lse(lse), probabilities, rng_state

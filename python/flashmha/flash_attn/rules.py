@@ -29,16 +29,20 @@ def _familiar(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tensor]) -
     return None
 
 
+def familiar_error(error: InvalidArgument, q: Tensor, k: Tensor, v: Tensor,
+                   alibi_slopes: Optional[Tensor]) -> InvalidArgument:
+    """The error with flash_attn's own words in front, if it has any."""
+    text = _familiar(q, k, v, alibi_slopes)
+    return error if text is None else InvalidArgument(f"{text}. {error}")
+
+
 @contextmanager
 def familiar_errors(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tensor]) -> Iterator:
     """Puts flash_attn's own words in front of errors about these tensors."""
     try:
         yield
     except InvalidArgument as error:
-        text = _familiar(q, k, v, alibi_slopes)
-        if text is None:
-            raise
-        raise InvalidArgument(f"{text}. {error}") from None
+        raise familiar_error(error, q, k, v, alibi_slopes) from None
 
 
 def require(condition: bool, text: str) -> None:
