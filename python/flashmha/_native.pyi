@@ -1,7 +1,7 @@
 """The C++ library. Arrays may be of any library with DLPack; None: not given. flashmha.attention
 and flashmha.flash_attn are what programs should call."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 __version__: str
 
@@ -81,6 +81,9 @@ def attend_to_cache(
     sinks: Any = None,
 ) -> None:
     """Writes out and lse, and appends k and v to the cache where given."""
+
+def empty(shape: Sequence[int], dtype: str) -> Any:
+    """An array on the CPU with unspecified contents, for any library with DLPack."""
 
 def rotary(
     x: Any,
