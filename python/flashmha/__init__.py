@@ -29,6 +29,15 @@ __all__ = [
 ]
 
 
+def __getattr__(name):
+    """What needs torch is imported when it is asked for."""
+    if name == "FlashMultiHeadAttention":
+        from .modules import FlashMultiHeadAttention
+
+        return FlashMultiHeadAttention
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def install_as_flash_attn() -> None:
     """From now on `import flash_attn`, and Transformers' check for it, find flashmha.flash_attn."""
     from .install import install_as_flash_attn as install

@@ -24,7 +24,7 @@ from transformers import masking_utils
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import generic
 
-from . import torch_ops
+from . import padding, torch_ops
 from .errors import InvalidArgument, Unsupported
 
 NAME = "flashmha"
@@ -183,99 +183,6 @@ def _without_holes(mask: Tensor) -> bool:
     return bool((starts <= 1).all())
 
 
-# ---- padding -------------------------------------------------------------------------------------
-
-
-class _Gather(torch.autograd.Function):
-    """x[rows] for rows that differ: [batch, seqlen, ...] -> [total, ...]."""
-
-    @staticmethod
-    def forward(ctx, x, *rows):
-        ctx.save_for_backward(*rows)
-        ctx.shape = x.shape
-        return x[rows]
-
-    @staticmethod
-    def backward(ctx, dy):
-        dx = dy.new_zeros(ctx.shape)
-        dx[ctx.saved_tensors] = dy
-        return dx, None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """The inverse: zeros [batch, seqlen, ...], y[rows] = x."""
-
-    @staticmethod
-    def forward(ctx, x, shape, *rows):
-        ctx.save_for_backward(*rows)
-        y = x.new_zeros((*shape, *x.shape[1:]))
-        y[rows] = x
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        return dy[ctx.saved_tensors], None, None, None
-
-
-class Rows(NamedTuple):
-    """Real tokens of a batch [batch, seqlen]; without indices all of them are."""
-
-    indices: Optional[Tuple[Tensor, Tensor]]
-    cu_seqlens: Tensor  # int32 [num_sequences + 1]
-    max_seqlen: int
-
-    def gather(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1) if self.indices is None else _Gather.apply(x, *self.indices)
-
-    def scatter(self, x: Tensor, batch: int, seqlen: int) -> Tensor:
-        if self.indices is None:
-            return x.unflatten(0, (batch, seqlen))
-        return _Scatter.apply(x, (batch, seqlen), *self.indices)
-
-
-def _rows_of(mask: Tensor) -> Rows:
-    lengths = mask.sum(-1, dtype=torch.int32)
-    return Rows(mask.nonzero(as_tuple=True), _ends(lengths), int(lengths.max()))
-
-
-def _ends(lengths: Tensor) -> Tensor:
-    return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-
-
-def _all_rows(batch: int, seqlen: int, device: torch.device) -> Rows:
-    ends = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
-    return Rows(None, ends, seqlen)
-
-
-def _sequences_of(numbers: Tensor) -> Rows:
-    """Packed batch: a sequence is a run of equal numbers inside a row."""
-    starts = torch.ones_like(numbers, dtype=torch.bool)
-    starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
-    first = starts.flatten().nonzero().flatten().to(torch.int32)
-    ends = torch.nn.functional.pad(first, (0, 1), value=numbers.numel())
-    return Rows(None, ends, int(ends.diff().max()))
-
-
-def _queries_and_keys(mask: Tensor, seqlen_q: int, causal: bool) -> Tuple[Rows, Rows]:
-    """Rows of queries and keys under a mask [batch, seqlen_k]. Kept with the mask, because all
-    layers get the same one."""
-    known = getattr(mask, "_flashmha_rows", {})
-    if (seqlen_q, causal) in known:
-        return known[seqlen_q, causal]
-    batch, seqlen_k = mask.shape
-    if mask.dtype != torch.bool:
-        queries = keys = _sequences_of(mask)
-    else:
-        keys = _rows_of(mask)
-        if not causal or seqlen_q == 1:  # cross-attention, encoders; a step of decoding
-            queries = _all_rows(batch, seqlen_q, mask.device)
-        else:
-            queries = keys if seqlen_q == seqlen_k else _rows_of(mask[:, -seqlen_q:])
-    known[seqlen_q, causal] = queries, keys
-    mask._flashmha_rows = known
-    return queries, keys
-
-
 # ---- attention -----------------------------------------------------------------------------------
 
 
@@ -338,22 +245,14 @@ def attention_forward(
     if position_bias is not None:
         position_bias = position_bias[..., :seqlen_k]
         return _dense(q, k, v, mask.bool()[:, None, None], position_bias, options), None
-    if mask.dtype == torch.bool and _is_full(mask):
+    if mask.dtype == torch.bool and padding.is_full(mask):
         return _dense(q, k, v, None, None, options), None
-    queries, keys = _queries_and_keys(mask, q.shape[1], causal)
+    queries, keys = padding.queries_and_keys(mask, q.shape[1], causal)
     batch, seqlen_q = q.shape[:2]
     options.update(cu_seqlens_q=queries.cu_seqlens, cu_seqlens_k=keys.cu_seqlens,
                    max_seqlen_q=queries.max_seqlen, max_seqlen_k=keys.max_seqlen)
     out, _ = torch_ops.attend(queries.gather(q), keys.gather(k), keys.gather(v), options)
     return queries.scatter(out, batch, seqlen_q), None
-
-
-def _is_full(mask: Tensor) -> bool:
-    """Whether all are real (then the mask only says how many keys there are); asked once a mask."""
-    known = getattr(mask, "_flashmha_full", None)
-    if known is None:
-        known = mask._flashmha_full = bool(mask.all())
-    return known
 
 
 def _dense(q, k, v, mask, bias, options):
