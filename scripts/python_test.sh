@@ -19,6 +19,9 @@ skip() {
 }
 
 : >"$log"
+"$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>"$log" ||
+  skip "no python3 with its headers (Debian: python3-dev)"
 if [ ! -x "$venv/bin/pytest" ]; then
   "$python" -m venv --clear --system-site-packages "$venv" >"$log" 2>&1 ||
     skip "no python3 with venv (Debian: python3-venv)"
