@@ -3,11 +3,11 @@
 
 JOBS ?= $(shell nproc)
 
-ifneq ($(filter-out 0,$(CUDA)),)
-  $(error The CUDA backend is not part of this version yet: run make without CUDA=$(CUDA))
-endif
-
-PROGRAM = build/cpu/apps/flashmha
+# The CUDA backend is built where there is a GPU and nvcc; CUDA=1 demands it, CUDA=0 leaves it out.
+CUDA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && PATH="$$PATH:/usr/local/cuda/bin" command -v nvcc \
+  >/dev/null && echo 1 || echo 0)
+PRESET = $(if $(filter-out 0,$(CUDA)),cuda,cpu)
+PROGRAM = build/$(PRESET)/apps/flashmha
 
 help:
 	@echo 'make run      sanity check, benchmark (plain against flash), a model trained and sampled'
@@ -15,16 +15,17 @@ help:
 	@echo 'make asan     all tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan     all tests under ThreadSanitizer'
 	@echo 'make fuzz     looks for input files that break the readers, SECONDS=60 for each of TARGETS'
-	@echo 'make program  the program alone: build/cpu/apps/flashmha'
+	@echo 'make program  the program alone: build/cpu/apps/flashmha, or build/cuda/apps/flashmha'
 	@echo 'make install  library, headers and program into PREFIX (/usr/local)'
 	@echo 'make format   clang-format on every source file'
 	@echo 'make clean    removes build/'
+	@echo 'CUDA=1        with the CUDA backend (default: where there is a GPU and nvcc); CUDA=0 without'
 	@echo 'JOBS=N        parallel jobs of builds and tests (default: all CPUs)'
 
 program:
 	@scripts/setup.sh run
-	@cmake --preset cpu -DFLASHMHA_BUILD_TESTS=OFF --log-level=WARNING
-	@cmake --build --preset cpu --target flashmha_program --parallel $(JOBS)
+	@cmake --preset $(PRESET) -DFLASHMHA_BUILD_TESTS=OFF --log-level=WARNING
+	@cmake --build --preset $(PRESET) --target flashmha_program --parallel $(JOBS)
 
 # A text that every Debian system has; elsewhere our own documents.
 TEXT = $(firstword $(wildcard /usr/share/common-licenses) docs)
@@ -48,7 +49,7 @@ define run_tests
 endef
 
 test:
-	$(call run_tests,cpu)
+	$(call run_tests,$(PRESET))
 
 asan:
 	$(call run_tests,asan)
@@ -65,8 +66,8 @@ fuzz:
 
 install: PREFIX ?= /usr/local
 install: program
-	@cmake --build --preset cpu --parallel $(JOBS)
-	@cmake --install build/cpu --prefix $(PREFIX)
+	@cmake --build --preset $(PRESET) --parallel $(JOBS)
+	@cmake --install build/$(PRESET) --prefix $(PREFIX)
 
 format:
 	@scripts/setup.sh test

@@ -66,3 +66,10 @@ if(FLASHMHA_BUILD_APPS AND NOT BUILD_SHARED_LIBS)
                 ${PROJECT_BINARY_DIR})
   set_tests_properties(python.package PROPERTIES SKIP_RETURN_CODE 77 COST 800)
 endif()
+
+# The CUDA backend is compiled wherever there is a compiler for it; a build with it needs no other.
+if(NOT FLASHMHA_CUDA)
+  flashmha_gate(gate.cuda_builds gate 1800 ${PROJECT_SOURCE_DIR}/scripts/cuda_builds.sh)
+  set_tests_properties(gate.cuda_builds PROPERTIES SKIP_RETURN_CODE 77 COST 950
+                       PROCESSORS ${num_processors})
+endif()
