@@ -45,15 +45,25 @@ CurrentDevice::~CurrentDevice() {
   cudaSetDevice(previous_);
 }
 
+namespace {
+
+int attribute_of(Device device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device.index), "make_plan", device);
+  return value;
+}
+
+}  // namespace
+
 int compute_capability(Device device) {
-  int major = 0;
-  int minor = 0;
   if (device.index >= cuda_num_devices()) return 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index),
-             "make_plan", device);
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index),
-             "make_plan", device);
-  return 10 * major + minor;
+  return 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
+         attribute_of(device, cudaDevAttrComputeCapabilityMinor);
+}
+
+int most_shared_bytes(Device device) {
+  if (device.index >= cuda_num_devices()) return 0;
+  return attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 }  // namespace cuda

@@ -31,4 +31,7 @@ inline cudaStream_t stream_of(Stream stream) {
 // 80 for compute capability 8.0; 0 if there is no such device.
 int compute_capability(Device device);
 
+// Shared memory that a block of threads may ask for; 0 if there is no such device.
+int most_shared_bytes(Device device);
+
 }  // namespace flashmha::cuda

@@ -276,7 +276,6 @@ CaseReport run_case(const Case& spec, std::uint64_t seed, const Selection& selec
         PassRunner(spec, forward, selection.device, first).check_forward(entry, call);
       });
   if (!has_backward(spec)) return report;
-  if (selection.device.type == DeviceType::cuda) return report;  // no kernel has a backward yet
 
   // The backward of a kernel receives what a forward of the same call gave, as users have it.
   const auto backward_call = [&](Instance& fresh) {

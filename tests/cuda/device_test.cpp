@@ -3,6 +3,7 @@
 #include <limits>
 #include <random>
 
+#include "cuda/launch.h"
 #include "flashmha/error.h"
 #include "flashmha/tensor.h"
 #include "tests/attention/instance.h"
@@ -148,6 +149,19 @@ TEST(DeviceErrors, ADeviceThatIsNotThere) {
       Tensor::empty({1}, DType::float32, {DeviceType::cuda, index});
     });
   }
+}
+
+TEST(DeviceErrors, AFailedLaunchNamesKernelAndGeometry) {
+  const cuda::Launch launch{cudaErrorInvalidConfiguration, "sm80_forward", 123, 128, 65536};
+  AttentionCall call;
+  call.name = "flash_attn_func";
+  Problem problem;
+  problem.sizes.seqlen_q = 77;
+  expect_error(ErrorCode::device,
+               {"[flash_attn_func]", "sm80_forward was not launched", "123 blocks of 128 threads",
+                "65536 bytes", "77"},
+               [&] { cuda::require_launched(launch, call, problem, nullptr); });
+  EXPECT_NO_THROW(cuda::require_launched({.kernel = "sm80_forward"}, call, problem, nullptr));
 }
 
 }  // namespace

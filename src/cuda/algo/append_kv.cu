@@ -1,6 +1,7 @@
 // One warp moves one row of one head; a row is read and written once.
 #include "cuda/algo/append_kv.h"
 #include "cuda/algo/sequence.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/tile/mma.cuh"
 
 namespace flashmha::cuda {
@@ -85,16 +86,11 @@ __global__ void __launch_bounds__(kThreads) move_kernel(const __grid_constant__ 
 
 }  // namespace
 
-cudaError_t move_rows(DType dtype, const MoveParams& params, cudaStream_t stream) {
+Launch move_rows(DType dtype, const MoveParams& params, cudaStream_t stream) {
   const std::int64_t num_warps = params.batch * params.num_rows * params.num_heads;
-  if (num_warps == 0) return cudaSuccess;
-  const auto num_blocks = static_cast<unsigned>((num_warps * 32 + kThreads - 1) / kThreads);
-  if (dtype == DType::bfloat16) {
-    move_kernel<BFloat16><<<num_blocks, kThreads, 0, stream>>>(params);
-  } else {
-    move_kernel<Float16><<<num_blocks, kThreads, 0, stream>>>(params);
-  }
-  return cudaGetLastError();
+  const std::int64_t num_blocks = (num_warps * 32 + kThreads - 1) / kThreads;
+  auto* kernel = dtype == DType::bfloat16 ? move_kernel<BFloat16> : move_kernel<Float16>;
+  return start("append and rotation", kernel, num_blocks, kThreads, 0, stream, params);
 }
 
 }  // namespace flashmha::cuda

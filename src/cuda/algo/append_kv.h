@@ -1,9 +1,8 @@
 // What a decoding step does before attention: rotate queries, append keys and values.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include "cuda/algo/params.h"
+#include "cuda/launch.h"
 #include "flashmha/dtype.h"
 
 namespace flashmha::cuda {
@@ -39,6 +38,6 @@ struct MoveParams {
   std::int32_t dim = 0;
 };
 
-cudaError_t move_rows(DType dtype, const MoveParams& params, cudaStream_t stream);
+Launch move_rows(DType dtype, const MoveParams& params, cudaStream_t stream);
 
 }  // namespace flashmha::cuda

@@ -20,8 +20,9 @@ __device__ __forceinline__ float element_of(const PerHead& values, std::int64_t 
 }
 
 // One thread's part of a tile of scores: kRowTiles x kColumnTiles accumulators, whose element e of
-// tile (m, n) is in row 16 m + lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4) + e % 2.
-template <int kRowTiles, int kColumnTiles>
+// tile (m, n) is in row 16 m + lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4) + e % 2. Rows are
+// queries and columns keys, or the other way round. Positions are given by the tile's corner.
+template <int kRowTiles, int kColumnTiles, bool kTransposed = false>
 struct ScoreTile {
   Accumulator value[kRowTiles][kColumnTiles];
 
@@ -32,7 +33,7 @@ struct ScoreTile {
     return 8 * n + 2 * (lane % 4) + e % 2;
   }
 
-  // f(score, row, column), with both positions counted from the tile's corner.
+  // f(score, query, key), with both positions counted from the tile's corner.
   template <class F>
   __device__ __forceinline__ void for_each(int lane, F f) {
 #pragma unroll
@@ -40,8 +41,11 @@ struct ScoreTile {
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          f(value[m][n][e], row_of(m, e, lane), column_of(n, e, lane));
+        for (int e = 0; e < 4; ++e) {
+          const int row = row_of(m, e, lane);
+          const int column = column_of(n, e, lane);
+          f(value[m][n][e], kTransposed ? column : row, kTransposed ? row : column);
+        }
       }
     }
   }
@@ -50,102 +54,143 @@ struct ScoreTile {
     for_each(0, [](float& score, int, int) { score = 0.0f; });
   }
 
-  // Hides the keys that a row does not see. The tile's corner is (first_row, first_column); rows
-  // behind seqlen_q see nothing.
-  __device__ __forceinline__ void apply_band(const SequenceBand& band, int first_row,
-                                             int first_column, int seqlen_q, int lane) {
+  // Hides the keys that a query does not see. Queries behind seqlen_q see nothing.
+  __device__ __forceinline__ void apply_band(const SequenceBand& band, int first_query,
+                                             int first_key, int seqlen_q, int lane) {
+    constexpr int kLines = kTransposed ? kColumnTiles : kRowTiles;  // along the queries
+    constexpr int kTiles = kTransposed ? kRowTiles : kColumnTiles;  // along the keys
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
+    for (int line = 0; line < kLines; ++line) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = first_row + row_of(m, 2 * half, lane);
-        const int begin = static_cast<int>(band.begin(row)) - first_column;
-        const int end = row < seqlen_q ? static_cast<int>(band.end(row)) - first_column : 0;
+        const int query = first_query + (kTransposed ? column_of(line, half, lane)
+                                                     : row_of(line, 2 * half, lane));
+        const int begin = static_cast<int>(band.begin(query)) - first_key;
+        const int end = query < seqlen_q ? static_cast<int>(band.end(query)) - first_key : 0;
 #pragma unroll
-        for (int n = 0; n < kColumnTiles; ++n) {
+        for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; ++e) {
-            const int column = column_of(n, e, lane);
-            if (column < begin || column >= end) value[m][n][e] = -INFINITY;
+          for (int i = 0; i < 2; ++i) {
+            const int e = kTransposed ? 2 * i + half : 2 * half + i;
+            const int key = kTransposed ? row_of(tile, e, lane) : column_of(tile, e, lane);
+            float& score = kTransposed ? value[tile][line][e] : value[line][tile][e];
+            if (key < begin || key >= end) score = -INFINITY;
           }
         }
       }
     }
   }
 
-  // Products become scores, before masking. `shift` aligns ALiBi; elements outside of the sequence
-  // are left alone.
+  // Products become scores, before the band hides any. Elements outside of the sequence get no bias
+  // and no mask. `slope`, if given, receives the derivative of the softcap.
   template <class T>
   __device__ __forceinline__ void apply_options(const ScoreParams& params, std::int64_t batch,
                                                 std::int64_t head, const SequenceBand& band,
-                                                int first_row, int first_column, int seqlen_q,
-                                                int lane) {
+                                                int first_query, int first_key, int seqlen_q,
+                                                int lane, ScoreTile* slope = nullptr) {
     const float scale = params.softmax_scale;
     for_each(lane, [&](float& score, int, int) { score *= scale; });
-    if (params.softcap > 0.0f) {
-      const float cap = params.softcap;
-      for_each(lane, [&](float& score, int, int) { score = cap * tanhf(score / cap); });
-    }
+    if (params.softcap > 0.0f) apply_softcap(params.softcap, slope);
     if (params.alibi.data) {
-      const float slope = element_of<T>(params.alibi, batch, head);
-      const int shift = static_cast<int>(band.shift) + first_row - first_column;
-      for_each(lane, [&](float& score, int row, int column) {
-        score -= slope * static_cast<float>(abs(row + shift - column));
+      const float gradient = element_of<T>(params.alibi, batch, head);
+      const int shift = static_cast<int>(band.shift) + first_query - first_key;
+      for_each(lane, [&](float& score, int query, int key) {
+        score -= gradient * static_cast<float>(abs(query + shift - key));
       });
     }
-    const int num_rows = seqlen_q - first_row;
-    const int num_columns = static_cast<int>(band.seqlen_k) - first_column;
+    const int num_queries = seqlen_q - first_query;
+    const int num_keys = static_cast<int>(band.seqlen_k) - first_key;
     if (params.bias.data) {
       const PairMap& bias = params.bias;
-      const std::int64_t corner = corner_of(bias, batch, head, first_row, first_column);
-      for_each(lane, [&](float& score, int row, int column) {
-        if (row >= num_rows || column >= num_columns) return;
-        const std::int64_t at = corner + row * bias.row_stride + column * bias.column_stride;
+      const std::int64_t corner = corner_of(bias, batch, head, first_query, first_key);
+      for_each(lane, [&](float& score, int query, int key) {
+        if (query >= num_queries || key >= num_keys) return;
+        const std::int64_t at = corner + query * bias.row_stride + key * bias.column_stride;
         score += bias.is_float32 ? static_cast<const float*>(bias.data)[at]
                                  : widen(static_cast<const T*>(bias.data)[at]);
       });
     }
     if (params.mask.data) {
       const PairMap& mask = params.mask;
-      const std::int64_t corner = corner_of(mask, batch, head, first_row, first_column);
-      for_each(lane, [&](float& score, int row, int column) {
-        if (row >= num_rows || column >= num_columns) return;
-        const std::int64_t at = corner + row * mask.row_stride + column * mask.column_stride;
+      const std::int64_t corner = corner_of(mask, batch, head, first_query, first_key);
+      for_each(lane, [&](float& score, int query, int key) {
+        if (query >= num_queries || key >= num_keys) return;
+        const std::int64_t at = corner + query * mask.row_stride + key * mask.column_stride;
         if (static_cast<const std::uint8_t*>(mask.data)[at] == 0) score = -INFINITY;
       });
     }
   }
 
-  // Zeroes what is dropped. One Philox block decides one row of one column tile; the four threads
-  // that share it compute one block each for four neighbouring column tiles.
-  __device__ __forceinline__ void apply_dropout(const DropoutRows& rows, int first_row,
-                                                int first_column, int lane) {
-    static_assert(DropoutRows::kColumnsPerBlock == 8 && kColumnTiles % 4 == 0);
+  // Bit 4 n + e says whether dropout keeps element e of tile (0, n). One Philox block decides 8
+  // neighbouring keys of one query: threads that need the same blocks compute one each and share.
+  __device__ __forceinline__ std::uint32_t keep_mask(const DropoutRows& dropout, int first_query,
+                                                     int first_key, int lane) const {
+    static_assert(DropoutRows::kColumnsPerBlock == 8 && kRowTiles == 1 && kColumnTiles <= 8 &&
+                  kColumnTiles % 4 == 0);
+    // Without transposition the four threads of a row share, each with a column tile of its own;
+    // with it the eight threads of a column, each with a query of its own.
+    constexpr int kSharing = kTransposed ? 8 : 4;
+    constexpr int kBlocks = kTransposed ? 2 * kColumnTiles : kColumnTiles;  // a half needs
+    const int own = kTransposed ? lane / 4 : lane % 4;
+    std::uint32_t keep = 0;
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = first_row + row_of(m, 2 * half, lane);
+      for (int group = 0; group < kBlocks; group += kSharing) {
+        const int block = group + own;
+        const int query =
+            kTransposed ? column_of(block / 2, block % 2, lane) : row_of(0, 2 * half, lane);
+        const int key_block = first_key / 8 + (kTransposed ? half : block);
+        const std::uint32_t bits = dropout.keep_bits(first_query + query, key_block);
 #pragma unroll
-        for (int group = 0; group < kColumnTiles; group += 4) {
-          const std::uint32_t bits = rows.keep_bits(row, first_column / 8 + group + lane % 4);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const std::uint32_t keep = __shfl_sync(0xFFFFFFFFu, bits, lane / 4 * 4 + i);
-            Accumulator& tile = value[m][group + i];
-            if (!(keep >> (2 * (lane % 4)) & 1u)) tile[2 * half] = 0.0f;
-            if (!(keep >> (2 * (lane % 4) + 1) & 1u)) tile[2 * half + 1] = 0.0f;
+        for (int i = 0; i < kSharing; ++i) {
+          const int source = kTransposed ? 4 * i + lane % 4 : lane / 4 * 4 + i;
+          const std::uint32_t shared = __shfl_sync(0xFFFFFFFFu, bits, source);
+          if constexpr (kTransposed) {
+            const int n = (group + i) / 2;
+            keep |= (shared >> (lane / 4) & 1u) << (4 * n + 2 * half + (group + i) % 2);
+          } else {
+            keep |= (shared >> (2 * (lane % 4)) & 3u) << (4 * (group + i) + 2 * half);
           }
         }
+      }
+    }
+    return keep;
+  }
+
+  // Zeroes what is dropped.
+  __device__ __forceinline__ void apply_dropout(const DropoutRows& dropout, int first_query,
+                                                int first_key, int lane) {
+    const std::uint32_t keep = keep_mask(dropout, first_query, first_key, lane);
+#pragma unroll
+    for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (!(keep >> (4 * n + e) & 1u)) value[0][n][e] = 0.0f;
       }
     }
   }
 
  private:
+  __device__ __forceinline__ void apply_softcap(float cap, ScoreTile* slope) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float tangent = tanhf(value[m][n][e] / cap);
+          value[m][n][e] = cap * tangent;
+          if (slope != nullptr) slope->value[m][n][e] = 1.0f - tangent * tangent;
+        }
+      }
+    }
+  }
+
   static __device__ __forceinline__ std::int64_t corner_of(const PairMap& map, std::int64_t batch,
-                                                           std::int64_t head, int row, int column) {
-    return batch * map.batch_stride + head * map.head_stride + row * map.row_stride +
-           column * map.column_stride;
+                                                           std::int64_t head, int query, int key) {
+    return batch * map.batch_stride + head * map.head_stride + query * map.row_stride +
+           key * map.column_stride;
   }
 };
 

@@ -64,7 +64,7 @@ __device__ inline Sequence find_sequence(const Lengths& lengths, std::int64_t ba
 // Rows of one head that lie at even distances.
 template <class T>
 struct EvenRows {
-  const T* data;
+  T* data;
   std::int64_t stride;
   __device__ __forceinline__ const T* row(int index) const { return data + index * stride; }
 };

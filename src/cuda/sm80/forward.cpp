@@ -14,7 +14,7 @@ struct ForwardInstance {
   DType dtype;
   int head_dim;
   bool general;
-  cudaError_t (*launch)(const ForwardParams&, std::int64_t, cudaStream_t);
+  Launch (*launch)(const ForwardParams&, const Splits&, std::int64_t, cudaStream_t);
 };
 
 template <class T, int head_dim, bool general>
@@ -25,16 +25,6 @@ constexpr ForwardInstance forward_instance() {
 constexpr ForwardInstance kInstances[] = {
 #include "cuda/sm80/forward.def"
 };
-
-// Whether the call needs the kernel that serves everything.
-bool is_general(const Problem& problem, const ForwardParams& params) {
-  const Problem::Scores& scores = problem.scores;
-  const bool aligned =
-      params.q.aligned && params.k.aligned && params.v.aligned && params.out.aligned;
-  return !aligned || problem.layout.page_size > 0 || scores.softcap > 0.0f ||
-         scores.dropout_p > 0.0f || scores.alibi || scores.bias || scores.mask ||
-         scores.softmax_scale <= 0.0f;
-}
 
 const ForwardInstance& instance_for(const Problem& problem, bool general) {
   const std::int64_t width = std::max(problem.sizes.head_dim, problem.sizes.head_dim_v);
@@ -48,6 +38,18 @@ const ForwardInstance& instance_for(const Problem& problem, bool general) {
 }
 
 }  // namespace
+
+bool has_options(const Problem& problem) {
+  const Problem::Scores& scores = problem.scores;
+  return problem.layout.page_size > 0 || scores.softcap > 0.0f || scores.dropout_p > 0.0f ||
+         scores.alibi || scores.bias || scores.mask || scores.softmax_scale <= 0.0f;
+}
+
+bool needs_general(const Problem& problem, const ForwardParams& params) {
+  const bool aligned =
+      params.q.aligned && params.k.aligned && params.v.aligned && params.out.aligned;
+  return !aligned || has_options(problem);
+}
 
 std::string refuse(const Problem& problem, Pass pass) {
   if (problem.pass != pass) return "serves another pass";
@@ -73,30 +75,29 @@ std::string refuse(const Problem& problem, Pass pass) {
   }
   constexpr std::int64_t kSmallestBlock = 64;
   const std::int64_t row_blocks = (sizes.seqlen_q + kSmallestBlock - 1) / kSmallestBlock;
-  std::int64_t blocks = 0;
-  if (__builtin_mul_overflow(sizes.batch, sizes.num_heads_q, &blocks) ||
+  std::int64_t blocks = pass == Pass::decode ? kMostSplits : 1;
+  if (__builtin_mul_overflow(blocks, sizes.batch, &blocks) ||
+      __builtin_mul_overflow(blocks, sizes.num_heads_q, &blocks) ||
       __builtin_mul_overflow(blocks, row_blocks, &blocks) || blocks > kMost) {
-    return "serves up to 2^31 blocks of 64 queries";
+    return "serves up to 2^31 blocks of 64 queries and parts of the keys";
   }
   return {};
 }
 
 void run_forward(const Problem& problem, const AttentionCall& call, const ForwardParams& params,
-                 Stream stream) {
+                 const Splits& splits, Stream stream) {
   if (problem.sizes.batch == 0 || problem.sizes.seqlen_q == 0) return;
-  const ForwardInstance& instance = instance_for(problem, is_general(problem, params));
-  const cudaError_t error = instance.launch(params, problem.sizes.seqlen_q, stream_of(stream));
-  if (error == cudaSuccess) [[likely]]
-    return;
-  fail(ErrorCode::device, "[{}] sm80_forward for {}, head_dim up to {}{}, was not launched: {}; {}",
-       call.name, dtype_name(instance.dtype), instance.head_dim,
-       instance.general ? ", every option" : "", cudaGetErrorString(error), describe(problem));
+  const ForwardInstance& instance =
+      instance_for(problem, splits.most > 1 || needs_general(problem, params));
+  const cudaStream_t queue = stream_of(stream);
+  require_launched(instance.launch(params, splits, params.lengths.seqlen_q, queue), call, problem,
+                   queue);
 }
 
 void launch_forward(const Problem& problem, const AttentionCall& call,
                     std::span<std::byte> /*workspace*/, Stream stream) {
   const CurrentDevice current(problem.device, "sm80_forward");
-  run_forward(problem, call, forward_params(problem, call), stream);
+  run_forward(problem, call, forward_params(problem, call), {}, stream);
 }
 
 }  // namespace flashmha::cuda::sm80

@@ -17,9 +17,10 @@
 // scale is positive. true serves every option, unaligned rows and pages.
 #pragma once
 
-#include "cuda/algo/load_tile.cuh"
+#include "cuda/algo/move_tile.cuh"
 #include "cuda/algo/sequence.cuh"
 #include "cuda/algo/softmax.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/sm80/launch_forward.h"
 
 namespace flashmha::cuda {
@@ -32,7 +33,7 @@ struct ForwardConfig {
   static constexpr int kNumWarps = 4;
   static constexpr int kNumThreads = 32 * kNumWarps;
   static constexpr int kBlockM = !general && head_dim <= 128 ? 128 : 64;
-  static constexpr int kBlockN = 64;
+  static constexpr int kBlockN = !general && head_dim == 64 ? 128 : 64;
   static constexpr int kRowTiles = kBlockM / (16 * kNumWarps);
   static constexpr int kSharedBytes = (kBlockM + 2 * kBlockN) * head_dim * 2;
 };
@@ -50,6 +51,8 @@ struct ForwardBlock {
   using Scores = ScoreTile<kRowTiles, kColumnTiles>;
 
   const ForwardParams& params;
+  const Splits& splits;
+  const int split;
   const Sequence sequence;
   const int head;
   const int first_row;
@@ -58,9 +61,11 @@ struct ForwardBlock {
   const Tile q_tile, k_tile, v_tile;
   const int thread, lane, warp_row;
 
-  __device__ ForwardBlock(const ForwardParams& the_params, const Sequence& the_sequence,
-                          int the_head, int row, std::uint8_t* shared)
+  __device__ ForwardBlock(const ForwardParams& the_params, const Splits& the_splits, int the_split,
+                          const Sequence& the_sequence, int the_head, int row, std::uint8_t* shared)
       : params(the_params),
+        splits(the_splits),
+        split(the_split),
         sequence(the_sequence),
         head(the_head),
         first_row(row),
@@ -93,9 +98,8 @@ struct ForwardBlock {
       load_tile<Config::kBlockN, Config::kNumThreads, true>(tile, keys, first, limit, columns,
                                                             rows.aligned, thread);
     } else {
-      const T* data = static_cast<const T*>(rows.data) +
-                      sequence.batch_index_k * rows.outer_stride +
-                      sequence.first_row_k * rows.row_stride + head_kv * rows.head_stride;
+      T* data = static_cast<T*>(rows.data) + sequence.batch_index_k * rows.outer_stride +
+                sequence.first_row_k * rows.row_stride + head_kv * rows.head_stride;
       load_tile<Config::kBlockN, Config::kNumThreads, false>(
           tile, EvenRows<T>{data, rows.row_stride}, first, limit, columns, true, thread);
     }
@@ -147,16 +151,15 @@ struct ForwardBlock {
     }
   }
 
-  // Products become scores: options, then what the band hides.
-  __device__ __forceinline__ void mask_scores(Scores& scores, int first_key) const {
+  // Products become scores: options, then what the band hides. All rows see the keys [begin, end).
+  __device__ __forceinline__ void mask_scores(Scores& scores, int first_key, int begin,
+                                              int end) const {
     const int row = first_row + warp_row;
     if constexpr (Config::kGeneral) {
       scores.template apply_options<T>(params.scores, sequence.batch, head, band, row, first_key,
                                        seqlen_q, lane);
     }
-    const int last_row = min(first_row + Config::kBlockM, seqlen_q) - 1;
-    const KeyRange everybody = band.keys_of_all(first_row, last_row);
-    if (first_key < everybody.begin || first_key + Config::kBlockN > everybody.end) {
+    if (first_key < begin || first_key + Config::kBlockN > end) {
       scores.apply_band(band, row, first_key, seqlen_q, lane);
     }
   }
@@ -165,10 +168,19 @@ struct ForwardBlock {
                                          Accumulator (&out)[kRowTiles][kOutTiles],
                                          float scale_log2) const {
     const int last_row = min(first_row + Config::kBlockM, seqlen_q) - 1;
-    const KeyRange keys = band.keys_of_any(first_row, last_row);
+    KeyRange keys = band.keys_of_any(first_row, last_row);
+    if constexpr (Config::kGeneral) {
+      if (splits.most > 1) {
+        const std::int64_t length = keys_of_split(splits, sequence.seqlen_k);
+        keys = {max(keys.begin, split * length), min(keys.end, (split + 1) * length)};
+      }
+    }
     if (last_row < first_row || keys.empty()) return;
     const int first = static_cast<int>(keys.begin) / Config::kBlockN * Config::kBlockN;
     int key = (static_cast<int>(keys.end) - 1) / Config::kBlockN * Config::kBlockN;
+    const KeyRange everybody = band.keys_of_all(first_row, last_row);
+    const int begin = static_cast<int>(everybody.begin);
+    const int end = static_cast<int>(everybody.end);
     const DropoutRows dropout(params.scores.dropout, sequence.batch * params.num_heads_q + head);
     load_queries();
     load_keys(k_tile, params.k, key, params.head_dim);
@@ -179,7 +191,7 @@ struct ForwardBlock {
       load_keys(v_tile, params.v, key, params.head_dim_v);
       Scores scores;
       multiply_keys(scores);
-      mask_scores(scores, key);
+      mask_scores(scores, key, begin, end);
       wait_for_copies();
       __syncthreads();  // V is there, and nobody reads this K any more
       if (key > first) {
@@ -192,6 +204,34 @@ struct ForwardBlock {
         }
       }
       multiply_values(scores, out);
+    }
+  }
+
+  // Writes what one of several parts of the keys gives, in float32.
+  __device__ __forceinline__ void finish_part(const SoftmaxRows<kRowTiles>& softmax,
+                                              const Accumulator (&out)[kRowTiles][kOutTiles],
+                                              float scale_log2) const {
+    const std::int64_t corner =
+        ((split * std::int64_t{params.batch} + sequence.batch) * params.num_heads_q + head) *
+        seqlen_q;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = first_row + warp_row + Scores::row_of(m, 2 * half, lane);
+        const auto end = softmax.finish(m, half, scale_log2, -INFINITY);
+        if (row >= seqlen_q) continue;
+        if (lane % 4 == 0) splits.lse[corner + row] = end.lse;
+        float* to = splits.out + (corner + row) * params.head_dim_v;
+#pragma unroll
+        for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int column = Scores::column_of(n, i, lane);
+            if (column < params.head_dim_v) to[column] = out[m][n][2 * half + i] * end.factor;
+          }
+        }
+      }
     }
   }
 
@@ -227,67 +267,56 @@ struct ForwardBlock {
   }
 
   __device__ __forceinline__ void store() const {
-    constexpr int kChunks = Tile::kChunks;
-#pragma unroll 4
-    for (int n = lane; n < 16 * kRowTiles * kChunks; n += 32) {
-      const int tile_row = warp_row + n / kChunks;
-      const int column = n % kChunks * 8;
-      const int row = first_row + tile_row;
-      if (row >= sequence.allocated_q || column >= params.head_dim_v) continue;
-      const uint4 chunk = q_tile.load_chunk(tile_row, n % kChunks);
-      T* to = query_row(params.out, row) + column;
-      if (!Config::kGeneral || params.out.aligned) {
-        *reinterpret_cast<uint4*>(to) = chunk;
-        continue;
-      }
-      const std::uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (column + i < params.head_dim_v) {
-          to[i].bits = static_cast<std::uint16_t>(words[i / 2] >> (16 * (i % 2)));
-        }
-      }
-    }
+    store_tile_rows<Config::kGeneral>(q_tile, warp_row, 16 * kRowTiles,
+                                      EvenRows<T>{query_row(params.out, 0), params.out.row_stride},
+                                      first_row, sequence.allocated_q, params.head_dim_v,
+                                      params.out.aligned, lane);
   }
 };
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kNumThreads, 2)
-    forward_kernel(const __grid_constant__ ForwardParams params, std::uint32_t num_row_blocks) {
+    forward_kernel(const __grid_constant__ ForwardParams params,
+                   const __grid_constant__ Splits splits, std::uint32_t num_row_blocks) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   using Block = ForwardBlock<Config>;
   // The last rows of a causal mask see most keys: they start first.
   const std::uint32_t row_block = num_row_blocks - 1 - blockIdx.x % num_row_blocks;
-  const std::uint32_t pair = blockIdx.x / num_row_blocks;
   const auto num_heads = static_cast<std::uint32_t>(params.num_heads_q);
+  const std::uint32_t num_pairs = num_heads * static_cast<std::uint32_t>(params.batch);
+  const std::uint32_t pair = blockIdx.x / num_row_blocks % num_pairs;
+  const auto split =
+      Config::kGeneral ? static_cast<int>(blockIdx.x / num_row_blocks / num_pairs) : 0;
   const Sequence sequence =
       find_sequence(params.lengths, pair / num_heads, params.pages.page_size > 0);
   const int first_row = static_cast<int>(row_block) * Config::kBlockM;
   if (first_row >= sequence.allocated_q) return;
-  const Block block(params, sequence, static_cast<int>(pair % num_heads), first_row, shared);
+  const int num_splits = Config::kGeneral ? num_splits_of(splits, sequence.seqlen_k) : 1;
+  if (split >= num_splits) return;
+  const Block block(params, splits, split, sequence, static_cast<int>(pair % num_heads), first_row,
+                    shared);
   const float scale_log2 = Config::kGeneral ? kLog2E : params.scores.softmax_scale * kLog2E;
   SoftmaxRows<Block::kRowTiles> softmax;
   softmax.reset();
   Accumulator out[Block::kRowTiles][Block::kOutTiles] = {};
   block.attend(softmax, out, scale_log2);
+  if (num_splits > 1) {
+    block.finish_part(softmax, out, scale_log2);
+    return;
+  }
   block.finish(softmax, out, scale_log2);
   block.store();
 }
 
 template <class T, int head_dim, bool general>
-cudaError_t launch_forward(const ForwardParams& params, std::int64_t seqlen_q,
-                           cudaStream_t stream) {
+Launch launch_forward(const ForwardParams& params, const Splits& splits, std::int64_t seqlen_q,
+                      cudaStream_t stream) {
   using Config = ForwardConfig<T, head_dim, general>;
   const auto num_row_blocks =
       static_cast<std::uint32_t>((seqlen_q + Config::kBlockM - 1) / Config::kBlockM);
-  const std::uint32_t num_blocks = num_row_blocks * static_cast<std::uint32_t>(params.batch) *
-                                   static_cast<std::uint32_t>(params.num_heads_q);
-  const cudaError_t error = cudaFuncSetAttribute(
-      forward_kernel<Config>, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
-  if (error != cudaSuccess) return error;
-  forward_kernel<Config>
-      <<<num_blocks, Config::kNumThreads, Config::kSharedBytes, stream>>>(params, num_row_blocks);
-  return cudaGetLastError();
+  return start("sm80_forward", forward_kernel<Config>,
+               std::int64_t{num_row_blocks} * params.batch * params.num_heads_q * splits.most,
+               Config::kNumThreads, Config::kSharedBytes, stream, params, splits, num_row_blocks);
 }
 
 }  // namespace flashmha::cuda

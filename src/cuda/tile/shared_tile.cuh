@@ -16,6 +16,7 @@ struct SharedTile {
 
   explicit __device__ SharedTile(const void* memory)
       : address(static_cast<std::uint32_t>(__cvta_generic_to_shared(memory))) {}
+  explicit __device__ SharedTile(std::uint32_t the_address) : address(the_address) {}
 
   // Byte address of a chunk. Rows of an odd multiple of 64 bytes alternate between the halves of
   // the banks by themselves.
@@ -27,20 +28,22 @@ struct SharedTile {
   // Four 8x8 matrices: a 16x16 block, whose lower left quarter comes second (an A fragment).
   __device__ __forceinline__ void load_a(int row, int column, int lane,
                                          std::uint32_t (&r)[4]) const {
-    load(chunk(row + (lane & 15), column / 8 + (lane >> 4)), r);
+    load(fragment(row, column, lane & 15, lane >> 4), r);
+  }
+  // The same of the transposed tile: its element (row, column) is ours at (column, row).
+  __device__ __forceinline__ void load_a_transposed(int row, int column, int lane,
+                                                    std::uint32_t (&r)[4]) const {
+    load_transposed(fragment(column, row, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1), r);
   }
   // The rows are columns of B: r[0..1] are b0 b1 of rows [row, row + 8), r[2..3] of the next 8.
   __device__ __forceinline__ void load_b(int row, int column, int lane,
                                          std::uint32_t (&r)[4]) const {
-    load(chunk(row + (lane & 7) + ((lane >> 4) << 3), column / 8 + ((lane >> 3) & 1)), r);
+    load(fragment(row, column, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1), r);
   }
   // The rows are rows of B: r[0..1] are b0 b1 of columns [column, column + 8), r[2..3] of the next.
   __device__ __forceinline__ void load_b_transposed(int row, int column, int lane,
                                                     std::uint32_t (&r)[4]) const {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(chunk(row + (lane & 15), column / 8 + (lane >> 4)))
-                 : "memory");
+    load_transposed(fragment(row, column, lane & 15, lane >> 4), r);
   }
 
   // 16 bytes from global memory, or zeros; arrives by wait_for_copies().
@@ -71,13 +74,40 @@ struct SharedTile {
   }
 
  private:
+  // chunk(row + lane_row, column / 8 + half) for a row that is a multiple of 8 and a column that is
+  // one of 16: what depends on the thread comes first, so that it is computed once.
+  __device__ __forceinline__ std::uint32_t fragment(int row, int column, int lane_row,
+                                                    int half) const {
+    if constexpr (kColumns % 64 == 0) {
+      const std::uint32_t corner =
+          address +
+          static_cast<std::uint32_t>(lane_row * kChunks * 16 + ((half ^ (lane_row & 7)) << 4));
+      return (corner ^ static_cast<std::uint32_t>((column / 8 % 8) << 4)) +
+             static_cast<std::uint32_t>(row * kChunks * 16 + column / 64 * 128);
+    } else {
+      return chunk(row + lane_row, column / 8 + half);
+    }
+  }
   __device__ __forceinline__ static void load(std::uint32_t source, std::uint32_t (&r)[4]) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(source)
-                 : "memory");
+                 : "r"(source));
+  }
+  __device__ __forceinline__ static void load_transposed(std::uint32_t source,
+                                                         std::uint32_t (&r)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(source));
   }
 };
+
+// One float from global memory, or 0; arrives by wait_for_copies().
+__device__ __forceinline__ void copy_float(float* shared, const float* source, bool present) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(source), "r"(present ? 4 : 0)
+               : "memory");
+}
 
 // Waits for all copies of this thread; a barrier makes those of the others visible.
 __device__ __forceinline__ void wait_for_copies() {
