@@ -1,5 +1,5 @@
-# The CUDA toolkit, for src/cuda. Linked statically: who uses FlashMHA needs the driver alone, and
-# only when a GPU is used.
+# The CUDA toolkit, for src/cuda. Its runtime is linked statically; cuBLASLt, whose static form is
+# hundreds of megabytes, is a shared library that the system of a user must have.
 if(CMAKE_CXX_COMPILER_LAUNCHER AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
@@ -16,4 +16,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
                       "(${CMAKE_CUDA_COMPILER}). Name another with -DCMAKE_CUDA_COMPILER=...")
 endif()
 find_package(CUDAToolkit REQUIRED)
-list(APPEND FLASHMHA_LINKED CUDA::cudart_static)
+if(NOT TARGET CUDA::cublasLt)
+  message(FATAL_ERROR "FlashMHA needs cuBLASLt of the CUDA toolkit: cublasLt.h and libcublasLt.so")
+endif()
+list(APPEND FLASHMHA_LINKED CUDA::cudart_static CUDA::cublasLt)

@@ -9,7 +9,12 @@
 //   - "floating" means float32, bfloat16 or float16; different tensors of a call may differ. All
 //     arithmetic is float32, rounded once on the way out.
 //   - Views may have any strides, the last dimension stride 1 (matmul: any).
-//   - On a CPU, results are the same bits for every number of threads.
+//   - On a CPU, results are the same bits for every number of threads; on a GPU, the same every
+//     time.
+//   - On a GPU, calls are queued on the stream and nothing is read back. So indices ("checked"
+//   means
+//     on a CPU) are not checked there: a wrong one gives NaN in its own row of the result and
+//     touches no memory outside the tensors; a wrong target makes the loss NaN.
 //   - Shapes or dtypes that break a rule throw Error(invalid_argument) with the values found.
 #pragma once
 
@@ -215,7 +220,11 @@ struct AdamWState {
                            // be given for those, must not for float32
 };
 
-// One step of AdamW (Loshchilov & Hutter 2019, "Decoupled weight decay regularization").
-void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream = {});
+// One step of AdamW (Loshchilov & Hutter 2019, "Decoupled weight decay regularization") for many
+// parameters, which on a GPU take few launches together.
+void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream stream = {});
+inline void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream = {}) {
+  adamw(std::span(&state, 1), options, stream);
+}
 
 }  // namespace flashmha::ops

@@ -45,6 +45,6 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
 void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
                             const TensorView& dlogits, Stream);
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream);
-void adamw(const AdamWState& state, const AdamWOptions& options, Stream);
+void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream);
 
 }  // namespace flashmha::cpu::ops

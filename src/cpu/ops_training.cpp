@@ -31,6 +31,20 @@ float log_sum_exp(const Rows& rows, std::int64_t r) {
   return top + static_cast<float>(std::log(sum));
 }
 
+void update_parameter(const AdamWState& state, const RowKernels::AdamWStep& constants) {
+  const bool narrow = state.master.defined();
+  const Rows parameter(state.parameter.reshape({-1}));
+  float* values = narrow ? state.master.as<float>() : state.parameter.as<float>();
+  const float* gradient = state.gradient.as<float>();
+  float* moment1 = state.moment1.as<float>();
+  float* moment2 = state.moment2.as<float>();
+  parallel_chunks(parameter, [&](std::int64_t, std::int64_t begin, std::int64_t n) {
+    row_kernels().adamw(constants, gradient + begin, n, values + begin, moment1 + begin,
+                        moment2 + begin);
+    if (narrow) parameter.finish(0, begin, n, values + begin);
+  });
+}
+
 }  // namespace
 
 void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
@@ -107,7 +121,7 @@ void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm
   norm.as<float>()[0] = static_cast<float>(std::sqrt(total));
 }
 
-void adamw(const AdamWState& state, const AdamWOptions& options, Stream) {
+void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream) {
   const auto step = static_cast<double>(options.step);
   RowKernels::AdamWStep constants{
       .learning_rate = options.learning_rate,
@@ -123,17 +137,8 @@ void adamw(const AdamWState& state, const AdamWOptions& options, Stream) {
     const float norm = options.gradient_norm.as<float>()[0];
     constants.gradient_scale = std::min(1.0f, options.max_gradient_norm / (norm + 1e-6f));
   }
-  const bool narrow = state.master.defined();
-  const Rows parameter(state.parameter.reshape({-1}));
-  float* values = narrow ? state.master.as<float>() : state.parameter.as<float>();
-  const float* gradient = state.gradient.as<float>();
-  float* moment1 = state.moment1.as<float>();
-  float* moment2 = state.moment2.as<float>();
-  parallel_chunks(parameter, [&](std::int64_t, std::int64_t begin, std::int64_t n) {
-    row_kernels().adamw(constants, gradient + begin, n, values + begin, moment1 + begin,
-                        moment2 + begin);
-    if (narrow) parameter.finish(0, begin, n, values + begin);
-  });
+  for (const AdamWState& state : states)
+    update_parameter(state, constants);
 }
 
 }  // namespace flashmha::cpu::ops

@@ -16,14 +16,15 @@ bool waits_for_kernels() {
   return waits;
 }
 
-cudaError_t wait_for(cudaStream_t stream) {
+}  // namespace
+
+cudaError_t wait_if_asked(cudaStream_t stream) {
+  if (!waits_for_kernels()) return cudaSuccess;
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(stream, &status);
   if (error != cudaSuccess || status != cudaStreamCaptureStatusNone) return error;
   return cudaStreamSynchronize(stream);
 }
-
-}  // namespace
 
 void require_launched(const Launch& launch, const AttentionCall& call, const Problem& problem,
                       cudaStream_t stream) {
@@ -37,7 +38,7 @@ void require_launched(const Launch& launch, const AttentionCall& call, const Pro
          launch.num_threads, launch.shared_bytes, describe(problem));
   };
   require(launch.error, "was not launched");
-  if (waits_for_kernels() && launch.num_blocks > 0) require(wait_for(stream), "failed");
+  if (launch.num_blocks > 0) require(wait_if_asked(stream), "failed");
 }
 
 }  // namespace flashmha::cuda

@@ -24,4 +24,8 @@ struct Launch {
 void require_launched(const Launch& launch, const AttentionCall& call, const Problem& problem,
                       cudaStream_t stream);
 
+// With FLASHMHA_SYNCHRONIZE=1: waits for what was queued, unless it is being captured, and returns
+// what went wrong. Otherwise success.
+cudaError_t wait_if_asked(cudaStream_t stream);
+
 }  // namespace flashmha::cuda

@@ -30,7 +30,7 @@ struct OpsTable {
   decltype(&ops::cross_entropy) cross_entropy;
   decltype(&ops::cross_entropy_backward) cross_entropy_backward;
   decltype(&ops::gradient_norm) gradient_norm;
-  decltype(&ops::adamw) adamw;
+  void (*adamw)(std::span<const ops::AdamWState>, const ops::AdamWOptions&, Stream);
 };
 
 const OpsTable& cpu_ops();

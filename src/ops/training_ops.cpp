@@ -54,7 +54,9 @@ void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm
   backend("gradient_norm", {{"norm", norm}}).gradient_norm(gradients, norm, stream);
 }
 
-void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream) {
+namespace {
+
+void check_state(const AdamWState& state) {
   require_floating("adamw", {{"parameter", state.parameter}});
   require_contiguous("adamw", {"parameter", state.parameter});
   const bool narrow = state.parameter.dtype != DType::float32;
@@ -69,6 +71,11 @@ void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream) 
     require_shape("adamw", tensor, state.parameter.shape);
     require_contiguous("adamw", tensor);
   }
+}
+
+}  // namespace
+
+void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream stream) {
   check(options.step >= 1, "[adamw] step ({}) counts from 1", options.step);
   check(options.beta1 >= 0.0f && options.beta1 < 1.0f && options.beta2 >= 0.0f &&
             options.beta2 < 1.0f,
@@ -77,13 +84,18 @@ void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream) 
     require_dtype("adamw", {"gradient_norm", options.gradient_norm}, DType::float32);
     require_shape("adamw", {"gradient_norm", options.gradient_norm}, {1});
   }
-  const OpsTable& table = backend("adamw", {{"parameter", state.parameter},
-                                            {"gradient", state.gradient},
-                                            {"moment1", state.moment1},
-                                            {"moment2", state.moment2},
-                                            {"master", state.master},
-                                            {"gradient_norm", options.gradient_norm}});
-  if (state.parameter.numel() > 0) table.adamw(state, options, stream);
+  const OpsTable* table = nullptr;
+  for (const AdamWState& state : states) {
+    check_state(state);
+    table = &backend("adamw", {{"parameter", state.parameter},
+                               {"parameter", states.front().parameter},
+                               {"gradient", state.gradient},
+                               {"moment1", state.moment1},
+                               {"moment2", state.moment2},
+                               {"master", state.master},
+                               {"gradient_norm", options.gradient_norm}});
+  }
+  if (table != nullptr) table->adamw(states, options, stream);
 }
 
 }  // namespace flashmha::ops
