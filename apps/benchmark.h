@@ -32,6 +32,9 @@ struct BenchmarkFlags {
   std::uint64_t seed = 1;
 };
 
+// How often is measured, and where.
+Rounds rounds_of(const BenchmarkFlags& flags);
+
 // Adds all flags but the common ones, and sets their defaults.
 void add_benchmark_flags(CLI::App& command, BenchmarkFlags& flags);
 

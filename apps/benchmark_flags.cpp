@@ -14,6 +14,10 @@ void add_dtype_flag(CLI::App& command, DType& dtype) {
       ->default_str(dtype_name(dtype));
 }
 
+Rounds rounds_of(const BenchmarkFlags& flags) {
+  return {.repetitions = flags.repetitions, .device = parse_device(flags.device)};
+}
+
 void add_benchmark_flags(CLI::App& command, BenchmarkFlags& flags) {
   const model::ModelConfig config = model::default_config();
   flags.layers = config.num_layers;

@@ -30,21 +30,21 @@ struct Pass {
 
 // Forward, backward and both, and the memory of both: for plain and for flash.
 Comparisons compare_passes(const std::string& level, const Pass& plain, const Pass& flash,
-                           int repetitions, Progress& progress) {
+                           const Rounds& rounds, Progress& progress) {
   Comparisons results;
   progress.step(level + ", forward");
-  results.push_back(compare_times(level, "forward", plain.forward, flash.forward, repetitions));
+  results.push_back(compare_times(level, "forward", plain.forward, flash.forward, rounds));
   progress.step(level + ", backward");
-  results.push_back(compare_times(level, "backward", plain.backward, flash.backward, repetitions));
+  results.push_back(compare_times(level, "backward", plain.backward, flash.backward, rounds));
   plain.release();
   flash.release();
   progress.step(level + ", forward and backward");
   results.push_back(compare_times(
-      level, "training", [&] { plain.training(); }, [&] { flash.training(); }, repetitions));
+      level, "training", [&] { plain.training(); }, [&] { flash.training(); }, rounds));
   progress.step(level + ", memory");
   results.push_back(compare_memory(level, "training_memory",
-                                   extra_memory_bytes([&] { plain.training(); }),
-                                   extra_memory_bytes([&] { flash.training(); })));
+                                   extra_memory_bytes([&] { plain.training(); }, rounds.device),
+                                   extra_memory_bytes([&] { flash.training(); }, rounds.device)));
   return results;
 }
 
@@ -68,13 +68,14 @@ Comparisons benchmark_function(const BenchmarkFlags& flags, Progress& progress) 
   const Pass flash_pass{.forward = [&] { flash = flash_attn_func(q, k, v, options); },
                         .backward = [&] { flash_attn_backward(dout, q, k, v, flash, options); },
                         .release = [&] { flash = {}; }};
-  return compare_passes("function", plain_pass, flash_pass, flags.repetitions, progress);
+  return compare_passes("function", plain_pass, flash_pass, rounds_of(flags), progress);
 }
 
 Comparisons benchmark_layer(const BenchmarkFlags& flags, Progress& progress) {
   const nn::AttentionConfig config = model_config(flags, model::AttentionKind::flash).attention;
-  nn::MultiHeadAttention plain(config, flags.dtype);
-  nn::FlashMultiHeadAttention flash(config, flags.dtype);
+  const Device device = parse_device(flags.device);
+  nn::MultiHeadAttention plain(config, flags.dtype, device);
+  nn::FlashMultiHeadAttention flash(config, flags.dtype, device);
   std::uint64_t seed = flags.seed;
   for (nn::MultiHeadAttention* layer : {&plain, static_cast<nn::MultiHeadAttention*>(&flash)}) {
     layer->visit("", [&](const std::string&, nn::Parameter& parameter) {
@@ -99,7 +100,7 @@ Comparisons benchmark_layer(const BenchmarkFlags& flags, Progress& progress) {
   nn::AttentionSaved plain_saved;
   nn::AttentionSaved flash_saved;
   return compare_passes("layer", pass_of(plain, plain_saved), pass_of(flash, flash_saved),
-                        flags.repetitions, progress);
+                        rounds_of(flags), progress);
 }
 
 }  // namespace flashmha::app

@@ -42,11 +42,12 @@ class Subject {
 // Peak bytes of a process that holds one model: its weights and all that the work needs.
 std::size_t peak_bytes(const BenchmarkFlags& flags, model::AttentionKind kind,
                        void (*work)(Subject&)) {
-  return extra_memory_bytes([&] {
+  const auto live = [&] {
     Subject subject(flags, kind);
     work(subject);
     work(subject);  // the first step allocates gradients and optimiser state on its way
-  });
+  };
+  return extra_memory_bytes(live, parse_device(flags.device));
 }
 
 Comparison compare_peaks(const BenchmarkFlags& flags, const std::string& name,
@@ -64,7 +65,7 @@ Comparisons benchmark_model(const BenchmarkFlags& flags, Progress& progress) {
   const auto compare = [&](const std::string& name, void (*work)(Subject&)) {
     progress.step("model, " + name);
     results.push_back(compare_times(
-        "model", name, [&] { work(plain); }, [&] { work(flash); }, flags.repetitions));
+        "model", name, [&] { work(plain); }, [&] { work(flash); }, rounds_of(flags)));
   };
   const auto train = [](Subject& subject) { subject.train(); };
   const auto infer = [](Subject& subject) { subject.infer(); };

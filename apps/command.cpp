@@ -58,6 +58,15 @@ CLI::App* add_command(CLI::App& program, CommonFlags& flags, const std::string& 
   return command;
 }
 
+void add_device_flag(CLI::App& command, Device& device) {
+  command
+      .add_option_function<std::string>(
+          "--device", [&device](const std::string& name) { device = parse_device(name); },
+          "Where to run: cpu, or cuda:N in a build with CUDA")
+      ->type_name("NAME")
+      ->default_str(device_name(device));
+}
+
 void prepare(const CommonFlags& flags) {
   if (!flags.json_path.empty()) check_writable(flags.json_path);
   if (flags.threads > 0) set_num_threads(flags.threads);

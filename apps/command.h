@@ -18,6 +18,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "flashmha/device.h"
+
 namespace flashmha::app {
 
 // What the program returns to the shell.
@@ -55,6 +57,9 @@ CLI::Validator one_of(const std::map<std::string, Value>& values) {
   };
   return {translate, names};
 }
+
+// --device NAME, for commands that run a model.
+void add_device_flag(CLI::App& command, Device& device);
 
 // Applies the common flags; call it before the work starts. Throws Error(io) at once if the JSON
 // file could not be written at the end.

@@ -7,9 +7,9 @@ namespace flashmha::app {
 
 Comparison compare_times(const std::string& level, const std::string& name,
                          const std::function<void()>& plain, const std::function<void()>& flash,
-                         int repetitions) {
+                         const Rounds& rounds) {
   const std::array candidates = {plain, flash};
-  auto times = time_in_turn(candidates, {.repetitions = repetitions});
+  auto times = time_in_turn(candidates, rounds);
   for (std::vector<double>& runs : times) {
     for (double& run : runs)
       run *= 1e3;

@@ -24,7 +24,7 @@ using Comparisons = std::vector<Comparison>;
 // The work of both, timed in turn.
 Comparison compare_times(const std::string& level, const std::string& name,
                          const std::function<void()>& plain, const std::function<void()>& flash,
-                         int repetitions);
+                         const Rounds& rounds);
 
 // Two byte counts.
 Comparison compare_memory(const std::string& level, const std::string& name,

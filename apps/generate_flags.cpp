@@ -116,6 +116,7 @@ void add_generate_flags(CLI::App& command, GenerateFlags& flags) {
       ->transform(one_of(kAttention))
       ->type_name("NAME")
       ->default_str("flash");
+  add_device_flag(command, flags.load.device);
   command.add_option("--dtype", flags.load.dtype, "Of weights and activations [the model's own]")
       ->transform(one_of(kDtypes))
       ->type_name("NAME");

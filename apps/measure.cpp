@@ -8,9 +8,10 @@
 namespace flashmha::app {
 namespace {
 
-double seconds_of(const std::function<void()>& work) {
+double seconds_of(const std::function<void()>& work, Device device) {
   const auto start = std::chrono::steady_clock::now();
   work();
+  synchronize(device);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -36,24 +37,25 @@ std::vector<std::vector<double>> time_in_turn(std::span<const std::function<void
                                               const Rounds& rounds) {
   for (const auto& candidate : candidates)
     candidate();
+  synchronize(rounds.device);
   std::vector<std::vector<double>> seconds(candidates.size());
   double total = 0.0;
   for (int round = 0; round < rounds.repetitions ||
                       (total < rounds.min_seconds && round < 20 * rounds.repetitions);
        ++round) {
     for (std::size_t i = 0; i < candidates.size(); ++i) {
-      seconds[i].push_back(seconds_of(candidates[i]));
+      seconds[i].push_back(seconds_of(candidates[i], rounds.device));
       total += seconds[i].back();
     }
   }
   return seconds;
 }
 
-std::size_t extra_memory_bytes(const std::function<void()>& work) {
-  reset_peak_memory();
-  const std::size_t before = memory_stats().current_bytes;
+std::size_t extra_memory_bytes(const std::function<void()>& work, Device device) {
+  reset_peak_memory(device);
+  const std::size_t before = memory_stats(device).current_bytes;
   work();
-  return memory_stats().peak_bytes - before;
+  return memory_stats(device).peak_bytes - before;
 }
 
 }  // namespace flashmha::app

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "flashmha/device.h"
+
 namespace flashmha::app {
 
 // What repeated runs gave. The median is the figure; the smallest and largest show the spread.
@@ -24,6 +26,7 @@ struct Rounds {
   int repetitions = 7;
   // Short work is repeated for at least this long (but at most 20 * repetitions times).
   double min_seconds = 0.25;
+  Device device = {};  // its queue is waited for
 };
 
 // Runs every candidate once to warm up, then all of them in turn (a b a b ...). Returns the seconds
@@ -33,6 +36,6 @@ std::vector<std::vector<double>> time_in_turn(std::span<const std::function<void
 
 // Bytes of host tensors and workspaces that work() has alive at once, beyond those that were alive
 // before.
-std::size_t extra_memory_bytes(const std::function<void()>& work);
+std::size_t extra_memory_bytes(const std::function<void()>& work, Device device = {});
 
 }  // namespace flashmha::app

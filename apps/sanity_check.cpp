@@ -12,6 +12,7 @@ namespace {
 struct SanityFlags {
   CommonFlags common;
   model::SanityOptions options;
+  Device device;
 };
 
 // What is checked: dtypes, with full attention and with a window.
@@ -24,6 +25,11 @@ constexpr Variant kVariants[] = {{DType::float32, false},
                                  {DType::float32, true},
                                  {DType::bfloat16, false},
                                  {DType::bfloat16, true}};
+// Flash attention on a GPU computes in 16 bits.
+constexpr Variant kGpuVariants[] = {{DType::bfloat16, false},
+                                    {DType::bfloat16, true},
+                                    {DType::float16, false},
+                                    {DType::float16, true}};
 
 class Report {
  public:
@@ -59,8 +65,10 @@ class Report {
 ExitCode run(const SanityFlags& flags) {
   const model::SanityOptions& options = flags.options;
   Report report;
-  for (const Variant& variant : kVariants) {
+  const bool on_gpu = flags.device.type != DeviceType::cpu;
+  for (const Variant& variant : on_gpu ? kGpuVariants : kVariants) {
     model::ModelConfig config = model::default_config();
+    config.device = flags.device;
     config.dtype = variant.dtype;
     // Scores of about 1, as in a trained model: 0.02 would make attention an average.
     config.initializer_range = 0.05f;
@@ -75,7 +83,8 @@ ExitCode run(const SanityFlags& flags) {
       "rounding.\n",
       report.checks().size() - static_cast<std::size_t>(report.num_failed()),
       report.checks().size());
-  write_json(flags.common, {{"batch_size", options.batch},
+  write_json(flags.common, {{"device", device_name(flags.device)},
+                            {"batch_size", options.batch},
                             {"seq_length", options.seqlen},
                             {"new_tokens", options.new_tokens},
                             {"seed", options.seed},
@@ -102,6 +111,7 @@ void add_sanity_check(CLI::App& program, ExitCode& exit_code) {
   add_size("--batch-size", flags->options.batch, 1, "Sequences in a batch");
   add_size("--seq-length", flags->options.seqlen, 8, "Tokens in a sequence");
   add_size("--new-tokens", flags->options.new_tokens, 1, "Tokens to generate");
+  add_device_flag(*command, flags->device);
   command->add_option("--seed", flags->options.seed, "Of weights and tokens")
       ->type_name("N")
       ->capture_default_str();

@@ -93,7 +93,7 @@ std::unique_ptr<model::CausalLM> make_model(const TrainFlags& flags,
     model = std::make_unique<model::CausalLM>(config);
     model->init_weights(flags.options.seed);
   } else {
-    model = model::load_pretrained(flags.model, {.dtype = flags.dtype});
+    model = model::load_pretrained(flags.model, {.dtype = flags.dtype, .device = flags.device});
   }
   const model::ModelConfig& config = model->config();
   fmt::print(

@@ -24,6 +24,7 @@ struct TrainFlags {
   std::string model;      // a directory; empty: from zero
   std::string tokenizer;  // a directory; empty: the model's, or bytes
   std::optional<DType> dtype;
+  Device device;
   // Shape of a model from zero; 0: from the others.
   std::int64_t layers = 4;
   std::int64_t hidden = 512;

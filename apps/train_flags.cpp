@@ -60,6 +60,7 @@ void add_model_flags(CLI::App& command, TrainFlags& flags) {
                   "keeps float32 weights; default with --model: the model's")
       ->transform(one_of(names))
       ->type_name("NAME");
+  add_device_flag(command, flags.device);
   const auto add_shape = [&](const std::string& name, std::int64_t& size, const std::string& what) {
     add_count(command, name, size, size > 0 ? 1 : 0, what)->capture_default_str()->excludes(model);
   };
@@ -135,6 +136,7 @@ model::ModelConfig train_model_config(const TrainFlags& flags, std::int64_t voca
       flags.intermediate > 0 ? flags.intermediate : (flags.hidden * 8 / 3 + 31) / 32 * 32;
   config.num_layers = flags.layers;
   config.dtype = flags.dtype.value_or(DType::float32);
+  config.device = flags.device;
   config.attention.hidden_size = flags.hidden;
   config.attention.num_heads = flags.heads;
   config.attention.num_kv_heads = flags.kv_heads;

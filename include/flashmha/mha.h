@@ -41,7 +41,8 @@ struct AttentionConfig {
   AttentionConfig resolved() const;
 };
 
-// One call of an attention layer.
+// One call of an attention layer. Masks, positions and lengths may be on the host also if the layer
+// is on a GPU; what its kernels read is copied there, each time.
 struct AttentionInputs {
   TensorView hidden_states = {};  // [batch, seqlen, hidden_size]
   // [batch, length], non-zero = real token. With a cache, length counts the cached tokens too. Of a
@@ -51,6 +52,8 @@ struct AttentionInputs {
   // int32 [batch, seqlen]: rotary positions. Default: the number of real tokens before (by the
   // mask, the packed sequences, and the cache's length).
   TensorView position_ids = {};
+  // All position_ids are below it. 0: they are looked at, which on a GPU means to wait for them.
+  std::int64_t num_positions = 0;
   const PackedSequences* packed = nullptr;  // not together with a mask or a cache
   TensorView
       encoder_states;  // [batch, seqlen_k, hidden_size]: keys and values come from here
@@ -71,7 +74,8 @@ struct AttentionSaved {
   Tensor q, k, v;       // [batch, seqlen, num_heads, head_dim] as attention saw them
   Tensor q_raw, k_raw;  // before the q/k norm; defined only with it
   RMSNorm::Saved q_norm, k_norm;
-  Tensor positions;     // int32 [batch, seqlen]; defined only with rotary
+  Tensor positions;                // int32 [batch, seqlen]; defined only with rotary
+  std::int64_t num_positions = 0;  // all positions are below it
   TensorView attended;  // [batch, seqlen, num_heads, head_dim]: lives in one of the next two
   FlashAttentionMixin::Result flash;  // FlashMultiHeadAttention
   PlainAttentionResult plain;         // MultiHeadAttention

@@ -82,6 +82,7 @@ struct ModelConfig {
 ModelConfig default_config();
 
 // One call of the model.
+// Integers may be on the host also if the model is on a GPU.
 struct ModelInputs {
   TensorView input_ids{};  // int32 or int64 [batch, seqlen]
   // [batch, length], boolean, int32 or int64, non-zero = real token; length = seqlen, or with
@@ -127,8 +128,18 @@ struct DecoderLayer {
 
 class CausalLM {
  public:
+  // What layers read of the inputs' integers, on the model's device: put there once, because
+  // whoever copies to a GPU waits for it.
+  struct DeviceInputs {
+    Tensor input_ids;     // contiguous
+    Tensor position_ids;  // not defined: layers count tokens
+    std::int64_t num_positions = 0;
+    std::optional<PackedSequences> packed;
+  };
+
   // What forward keeps for backward: linear in the sequence with flash attention.
   struct Saved {
+    DeviceInputs inputs;
     std::vector<DecoderLayer::Saved> layers;
     Tensor x;  // [batch, seqlen, hidden]: input of the final norm
     nn::RMSNorm::Saved norm;
@@ -163,7 +174,9 @@ class CausalLM {
 
  private:
   void check_inputs(const ModelInputs& inputs) const;
-  nn::AttentionInputs attention_inputs(const ModelInputs& inputs, std::size_t layer) const;
+  DeviceInputs on_device(const ModelInputs& inputs) const;
+  nn::AttentionInputs attention_inputs(const ModelInputs& inputs, const DeviceInputs& on_device,
+                                       std::size_t layer) const;
   const nn::Parameter& head() const {
     return config_.tie_word_embeddings ? embed_tokens_ : lm_head_;
   }

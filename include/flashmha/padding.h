@@ -54,6 +54,9 @@ struct PackedSequences {
 // jumps.
 PackedSequences packed_sequences(const TensorView& position_ids);
 
+// Positions inside each packed sequence, 0 for tokens of none: int32 [batch, seqlen], on the host.
+Tensor packed_positions(const PackedSequences& packed, std::int64_t batch, std::int64_t seqlen);
+
 // Logical positions of the last seqlen_q columns of a mask: a real token's number among the real
 // tokens of its row, 0 for padding. int32 [batch, seqlen_q].
 Tensor positions_from_mask(const TensorView& mask, std::int64_t seqlen_q);

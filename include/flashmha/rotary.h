@@ -60,6 +60,9 @@ class RotaryEmbedding {
   // once num_positions < max_position_embeddings (as in Transformers).
   ops::RotaryTables tables(std::int64_t num_positions);
 
+  // The numbers of the tables' rows, int32 [rows of the tables]: positions, ready on the device.
+  const TensorView& row_numbers() const { return row_numbers_; }
+
   const RotaryConfig& config() const { return config_; }
 
  private:
@@ -69,6 +72,7 @@ class RotaryEmbedding {
   Device device_;
   Tensor cos_;
   Tensor sin_;
+  Tensor row_numbers_;
   std::int64_t frequency_seqlen_ = 0;  // dynamic_ntk: the length that the tables were made for
 };
 

@@ -59,7 +59,7 @@ class SafetensorsFile {
   // invalid_argument for other pairs, for integers that do not fit, and for more than
   // Shape::kMaxRank dimensions. A single number has shape [1].
   Tensor read(std::string_view name, std::optional<DType> dtype = {}) const;
-  // The same into a contiguous tensor on the CPU whose shape must be the entry's.
+  // The same into a contiguous tensor, on any device, whose shape must be the entry's.
   void read_into(std::string_view name, const TensorView& destination) const;
 
   // The bytes where they lie, for reading only. Throws unsupported for types that are no DType and

@@ -183,9 +183,14 @@ void SafetensorsFile::read_into(std::string_view name, const TensorView& destina
   const std::string where = "[SafetensorsFile.read_into] " + path() + ": " + quote(name);
   check(destination.shape == shape_of(found, where), "{} has shape [{}]; got {}", where,
         fmt::join(found.shape, ","), destination);
-  check(destination.is_contiguous() && destination.device.type == DeviceType::cpu,
-        "{}: the destination must be contiguous and on the CPU; got {}", where, destination);
-  convert(found.data, type_of(found), destination, where);
+  check(destination.is_contiguous(), "{}: the destination must be contiguous; got {}", where,
+        destination);
+  if (destination.device.type == DeviceType::cpu) {
+    return convert(found.data, type_of(found), destination, where);
+  }
+  const Tensor host = Tensor::empty(destination.shape, destination.dtype);
+  convert(found.data, type_of(found), host, where);
+  copy(host, destination);
 }
 
 TensorView SafetensorsFile::view(std::string_view name) const {

@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "core/format.h"
+#include "core/located.h"
 #include "io/json.h"
 #include "io/storage.h"
 
@@ -23,8 +24,7 @@ void check_tensors(std::span<const NamedTensor> tensors, const std::string& wher
     check(!name.empty() && name != "__metadata__", "{}: {} is no name of a tensor", where,
           quote(name));
     check(names.insert(name).second, "{}: there are two tensors {}", where, quote(name));
-    check(tensor.defined() && tensor.device.type == DeviceType::cpu,
-          "{}: {} must be a tensor on the CPU; got {}", where, quote(name), tensor);
+    check(tensor.defined(), "{}: {} must be a tensor; got none", where, quote(name));
   }
 }
 
@@ -50,6 +50,7 @@ std::string header_of(std::span<const NamedTensor> tensors,
 
 void write_elements(AtomicFile& file, const TensorView& tensor) {
   if (tensor.numel() == 0) return;
+  if (tensor.device.type != DeviceType::cpu) return write_elements(file, to_device(tensor, {}));
   if (tensor.is_contiguous()) {
     file.write(std::span(static_cast<const std::byte*>(tensor.data), tensor.bytes()));
     return;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/located.h"
 #include "model/generation_batch.h"
 
 namespace flashmha::model {
@@ -170,7 +171,8 @@ std::vector<Generated> beam_search(GenerationBatch& batch, const GenerationOptio
     prompt_seqlens.push_back(std::ssize(batch.tokens(prompt)));
   }
   for (std::int64_t length = 1; length <= options.max_new_tokens; ++length) {
-    const Tensor scores = cast(batch.next_logits(), DType::float32);
+    const Tensor logits = cast(batch.next_logits(), DType::float32);
+    const Located scores(logits);
     std::vector<std::int64_t> selected;
     Tokens tokens;
     for (std::size_t i = 0; i < searches.size(); ++i) {

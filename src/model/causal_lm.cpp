@@ -1,9 +1,11 @@
 // The decoder: forward, backward, parameters.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
 
 #include "core/check.h"
+#include "core/located.h"
 #include "core/visit.h"
 #include "flashmha/model.h"
 
@@ -75,13 +77,16 @@ Tensor CausalLM::forward(const ModelInputs& inputs, Saved* saved) const {
   const std::int64_t hidden_size = config_.attention.hidden_size;
 
   Tensor x = Tensor::empty({batch, seqlen, hidden_size}, config_.dtype, config_.device);
-  ops::embedding(embed_tokens_.value, clone(inputs.input_ids), x, embedding_scale_);
+  DeviceInputs local;
+  DeviceInputs& integers = saved ? saved->inputs : local;
+  integers = on_device(inputs);
+  ops::embedding(embed_tokens_.value, integers.input_ids, x, embedding_scale_);
   if (saved) {
     saved->layers.clear();
     saved->layers.resize(layers_.size());
   }
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    x = layers_[layer].forward(std::move(x), attention_inputs(inputs, layer),
+    x = layers_[layer].forward(std::move(x), attention_inputs(inputs, integers, layer),
                                saved ? &saved->layers[layer] : nullptr);
   }
 
@@ -124,9 +129,10 @@ void CausalLM::backward(const TensorView& dlogits, const ModelInputs& inputs, Sa
     saved.logits = Tensor();
   }
   for (std::size_t layer = layers_.size(); layer-- > 0; saved.layers.pop_back()) {
-    dx = layers_[layer].backward(dx, attention_inputs(inputs, layer), saved.layers[layer]);
+    dx = layers_[layer].backward(dx, attention_inputs(inputs, saved.inputs, layer),
+                                 saved.layers[layer]);
   }
-  ops::embedding_backward(dx, clone(inputs.input_ids), embed_tokens_.gradient_sum(),
+  ops::embedding_backward(dx, saved.inputs.input_ids, embed_tokens_.gradient_sum(),
                           embedding_scale_);
 }
 
@@ -160,10 +166,42 @@ void CausalLM::check_inputs(const ModelInputs& inputs) const {
         layers_.size(), inputs.caches ? inputs.caches->layers.size() : 0);
 }
 
-nn::AttentionInputs CausalLM::attention_inputs(const ModelInputs& inputs, std::size_t layer) const {
+CausalLM::DeviceInputs CausalLM::on_device(const ModelInputs& inputs) const {
+  DeviceInputs result;
+  result.input_ids = to_device(inputs.input_ids, config_.device);
+  if (config_.device.type == DeviceType::cpu) return result;
+  const std::int64_t batch = inputs.input_ids.size(0);
+  const std::int64_t seqlen = inputs.input_ids.size(1);
+  const std::int64_t past = inputs.caches ? inputs.caches->seqlen() : 0;
+  Tensor positions;
+  if (inputs.position_ids.defined()) {
+    positions = to_device(inputs.position_ids, {});
+  } else if (inputs.packed) {
+    positions = packed_positions(*inputs.packed, batch, seqlen);
+  } else if (inputs.attention_mask.defined() && inputs.attention_mask.size(1) == past + seqlen) {
+    positions = positions_from_mask(inputs.attention_mask, seqlen);
+  }
+  if (positions.defined()) {
+    const auto* begin = positions.as<std::int32_t>();
+    result.num_positions = 1 + *std::max_element(begin, begin + positions.numel());
+    result.position_ids = to_device(positions, config_.device);
+  }
+  if (inputs.packed) {
+    result.packed.emplace(
+        PackedSequences{.cu_seqlens = to_device(inputs.packed->cu_seqlens, config_.device),
+                        .max_seqlen = std::max(inputs.packed->max_seqlen, result.num_positions)});
+  }
+  return result;
+}
+
+nn::AttentionInputs CausalLM::attention_inputs(const ModelInputs& inputs,
+                                               const DeviceInputs& on_device,
+                                               std::size_t layer) const {
+  const bool has_positions = on_device.position_ids.defined();
   return {.attention_mask = inputs.attention_mask,
-          .position_ids = inputs.position_ids,
-          .packed = inputs.packed,
+          .position_ids = has_positions ? on_device.position_ids.view() : inputs.position_ids,
+          .num_positions = on_device.num_positions,
+          .packed = on_device.packed ? &*on_device.packed : inputs.packed,
           .cache = inputs.caches ? inputs.caches->layers[layer].get() : nullptr,
           .training = inputs.training,
           .dropout_seed = inputs.dropout_seed,

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/check.h"
+#include "core/located.h"
 #include "core/parallel.h"
 #include "model/generation_batch.h"
 
@@ -33,16 +34,23 @@ void check_tokens(std::span<const Tokens> prompts, const GenerationOptions& opti
 // The most likely tokens; logits [rows, 1, vocab_size]. argmax takes a NaN for the largest, so that
 // a look at the chosen one finds it.
 Tokens most_likely_tokens(const TensorView& logits) {
-  const Tensor chosen = Tensor::empty({logits.size(0), 1}, DType::int32);
+  const std::int64_t num_rows = logits.size(0);
+  const Tensor chosen = Tensor::empty({num_rows, 1}, DType::int32, logits.device);
   ops::argmax(logits, chosen);
+  const Located numbers(chosen);
+  const Tensor values = Tensor::empty({num_rows, 1}, DType::float32, logits.device);
   Tokens tokens;
-  for (std::int64_t row = 0; row < logits.size(0); ++row) {
-    const std::int64_t token = chosen.as<std::int32_t>()[row];
-    const Tensor logit = cast(logits.select(0, row).slice(1, token, token + 1), DType::float32);
-    check(std::isfinite(*logit.as<float>()),
-          "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}",
-          row, *logit.as<float>(), token);
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    const std::int64_t token = numbers.as<std::int32_t>()[row];
+    copy(logits.select(0, row).slice(1, token, token + 1), values.view().slice(0, row, row + 1));
     tokens.push_back(token);
+  }
+  const Located host(values);
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    const float logit = host.as<float>()[row];
+    check(std::isfinite(logit),
+          "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}",
+          row, logit, tokens[static_cast<std::size_t>(row)]);
   }
   return tokens;
 }
@@ -80,13 +88,14 @@ class SamplingLoop {
     if (sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0) {
       return most_likely_tokens(logits);
     }
-    const Tensor scores = cast(logits, DType::float32);
-    const auto vocab_size = static_cast<std::size_t>(scores.size(2));
+    const Tensor wide = cast(logits, DType::float32);
+    const Located scores(wide);
+    const auto vocab_size = static_cast<std::size_t>(logits.size(2));
     Tokens tokens(row_results_.size());
     parallel_for(std::ssize(tokens), num_threads(), [&](std::int64_t row, int) {
       const auto r = static_cast<std::size_t>(row);
       const std::int64_t source = step == 0 ? first_selection_[r] : row;
-      const float* first = scores.as<float>() + source * scores.size(2);
+      const float* first = scores.as<float>() + source * logits.size(2);
       tokens[r] = sample_token(
           {first, vocab_size}, batch_.tokens(source), sampling,
           {.row = options_.first_row + row_results_[r], .step = static_cast<std::uint64_t>(step)});
@@ -145,7 +154,7 @@ std::vector<Generated> generate_rows(const CausalLM& model, std::span<const Toke
 
 // The real tokens of every row.
 std::vector<Tokens> rows_of(const TensorView& prompts, const TensorView& attention_mask) {
-  const Tensor ids = cast(prompts, DType::int64);
+  const Tensor ids = cast(Located(prompts), DType::int64);
   Tensor mask;
   if (attention_mask.defined()) {
     mask = Tensor::empty(prompts.shape, DType::int64);

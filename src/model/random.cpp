@@ -33,6 +33,11 @@ void for_each_chunk(std::int64_t count, Body body) {
 void fill_normal(const TensorView& values, std::uint64_t seed, double standard_deviation) {
   check(values.is_contiguous(), "[fill_normal] values must be contiguous; got {}",
         to_string(values));
+  if (values.device.type != DeviceType::cpu) {
+    const Tensor host = Tensor::empty(values.shape, values.dtype);
+    fill_normal(host, seed, standard_deviation);
+    return copy(host, values);
+  }
   const std::uint64_t key = mix(seed);
   visit_floating(values.dtype, [&]<class T>(T) {
     T* data = values.as<T>();
@@ -55,6 +60,11 @@ void fill_integers(const TensorView& values, std::uint64_t seed, std::int64_t bo
         to_string(values), bound);
   check(values.dtype == DType::int32 || values.dtype == DType::int64,
         "[fill_integers] values must be int32 or int64; got {}", to_string(values));
+  if (values.device.type != DeviceType::cpu) {
+    const Tensor host = Tensor::empty(values.shape, values.dtype);
+    fill_integers(host, seed, bound);
+    return copy(host, values);
+  }
   const std::uint64_t key = mix(seed);
   visit_dtype(values.dtype, [&]<class T>(T) {
     if constexpr (std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t>) {

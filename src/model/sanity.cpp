@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/located.h"
 #include "flashmha/random.h"
 #include "flashmha/training.h"
 #include "model/sanity_rules.h"
@@ -57,8 +58,10 @@ ModelConfig with_kind(ModelConfig config, AttentionKind kind) {
   return config;
 }
 
+// On the CPU in any case.
 ModelConfig reference_config(ModelConfig config) {
   config.dtype = DType::float32;
+  config.device = {};
   return with_kind(config, AttentionKind::plain);
 }
 
@@ -67,8 +70,8 @@ ModelConfig reference_config(ModelConfig config) {
 double relative_error(const TensorView& actual, const TensorView& expected) {
   check(actual.shape == expected.shape, "[relative_error] shapes must be equal; got {} and {}",
         to_string(actual), to_string(expected));
-  const Tensor got = cast(actual, DType::float32);
-  const Tensor want = cast(expected, DType::float32);
+  const Tensor got = cast(Located(actual), DType::float32);
+  const Tensor want = cast(Located(expected), DType::float32);
   double largest = 0.0;
   double difference = 0.0;
   for (std::int64_t i = 0; i < want.numel(); ++i) {

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
-#include "core/visit.h"
+#include "core/located.h"
 
 namespace flashmha::model {
 
@@ -18,8 +18,8 @@ Tensor shift_labels(const TensorView& labels, const PackedSequences* packed) {
   if (seqlen > 1) copy(labels.slice(1, 1, seqlen), targets.view().slice(1, 0, seqlen - 1));
   const TensorView flat = targets.view().reshape({-1});
   if (packed) {
-    const TensorView& starts = packed->cu_seqlens;
-    for (std::int64_t i = 1; i < starts.numel(); ++i) {
+    const Located starts(packed->cu_seqlens);
+    for (std::int64_t i = 1; i < packed->cu_seqlens.numel(); ++i) {
       const std::int64_t end = starts.as<std::int32_t>()[i];
       if (end > 0) fill(flat.slice(0, end - 1, end), static_cast<double>(kIgnoreIndex));
     }
@@ -27,10 +27,13 @@ Tensor shift_labels(const TensorView& labels, const PackedSequences* packed) {
   return Tensor::adopt(flat, std::make_shared<Tensor>(std::move(targets)));
 }
 
-Loss cross_entropy(const TensorView& logits, const TensorView& targets, const TensorView& dlogits,
-                   float scale) {
+namespace {
+
+// Mean and count, float32 [2], where the logits are; targets, too.
+Tensor queue_cross_entropy(const TensorView& logits, const TensorView& targets,
+                           const TensorView& dlogits, float scale) {
   const TensorView rows = logits.reshape({-1, logits.size(-1)});
-  const Tensor loss = Tensor::empty({2}, DType::float32, logits.device);
+  Tensor loss = Tensor::empty({2}, DType::float32, logits.device);
   const Tensor lse = Tensor::empty({rows.size(0)}, DType::float32, logits.device);
   ops::cross_entropy(rows, targets, kIgnoreIndex, loss, lse);
   if (dlogits.defined()) {
@@ -38,7 +41,21 @@ Loss cross_entropy(const TensorView& logits, const TensorView& targets, const Te
         .targets = targets, .lse = lse, .loss = loss, .ignore_index = kIgnoreIndex};
     ops::cross_entropy_backward(rows, saved, scale, dlogits.reshape(rows.shape));
   }
-  return {.mean = loss.as<float>()[0], .num_tokens = std::int64_t(loss.as<float>()[1])};
+  return loss;
+}
+
+// Waits for it.
+Loss read_loss(const TensorView& loss) {
+  const Located host(loss);
+  const auto* values = host.as<float>();
+  return {.mean = values[0], .num_tokens = std::int64_t(values[1])};
+}
+
+}  // namespace
+
+Loss cross_entropy(const TensorView& logits, const TensorView& targets, const TensorView& dlogits,
+                   float scale) {
+  return read_loss(queue_cross_entropy(logits, Located(targets, logits.device), dlogits, scale));
 }
 
 AdamW::AdamW(CausalLM& model, const OptimizerOptions& options)
@@ -67,27 +84,32 @@ double AdamW::step() {
     if (slot.parameter->gradient.defined()) gradients.push_back(slot.parameter->gradient);
   }
   ops::gradient_norm(gradients, norm_);
-  const double norm = norm_.as<float>()[0];
+  const double norm = *Located(norm_).as<float>();
   if (!std::isfinite(norm)) return norm;
   ++num_steps_;
-  for (const Slot& slot : slots_) {
-    if (!slot.parameter->gradient.defined()) continue;
-    const bool is_matrix = slot.parameter->value.view().rank() >= 2;
-    ops::adamw({.parameter = slot.parameter->value,
-                .gradient = slot.parameter->gradient,
-                .moment1 = slot.moment1,
-                .moment2 = slot.moment2,
-                .master = slot.master},
-               {.learning_rate = options_.learning_rate,
-                .beta1 = options_.beta1,
-                .beta2 = options_.beta2,
-                .eps = options_.eps,
-                .weight_decay = is_matrix ? options_.weight_decay : 0.0f,
-                .step = num_steps_,
-                .max_gradient_norm = options_.max_gradient_norm,
-                .gradient_norm = norm_});
-    slot.parameter->zero_gradient();
+  for (const bool is_matrix : {true, false}) {
+    std::vector<ops::AdamWState> states;
+    for (const Slot& slot : slots_) {
+      const nn::Parameter& parameter = *slot.parameter;
+      if (!parameter.gradient.defined()) continue;
+      if ((parameter.value.view().rank() >= 2) != is_matrix) continue;
+      states.push_back({.parameter = parameter.value,
+                        .gradient = parameter.gradient,
+                        .moment1 = slot.moment1,
+                        .moment2 = slot.moment2,
+                        .master = slot.master});
+    }
+    ops::adamw(states, {.learning_rate = options_.learning_rate,
+                        .beta1 = options_.beta1,
+                        .beta2 = options_.beta2,
+                        .eps = options_.eps,
+                        .weight_decay = is_matrix ? options_.weight_decay : 0.0f,
+                        .step = num_steps_,
+                        .max_gradient_norm = options_.max_gradient_norm,
+                        .gradient_norm = norm_});
   }
+  for (const Slot& slot : slots_)
+    slot.parameter->zero_gradient();
   return norm;
 }
 
@@ -106,11 +128,12 @@ Loss compute_loss(const CausalLM& model, const ModelInputs& inputs, const Tensor
 
 Loss compute_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& targets,
                        float scale) {
+  const Located wanted(targets, model.config().device);
   CausalLM::Saved saved;
   const Tensor logits = model.forward(inputs, &saved);
-  const Loss loss = cross_entropy(logits, targets, /*dlogits=*/logits, scale);
+  const Tensor loss = queue_cross_entropy(logits, wanted, /*dlogits=*/logits, scale);
   model.backward(logits, inputs, std::move(saved));
-  return loss;
+  return read_loss(loss);
 }
 
 Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& labels,

@@ -40,17 +40,17 @@ std::optional<std::vector<std::int32_t>> left_padding(const MaskedCache& cache) 
 AttentionResult attend_in_place(const TensorView& q, const CachedKeys& keys,
                                 const std::vector<std::int32_t>& first,
                                 const AttentionOptions& options) {
-  const std::vector<std::int32_t> lengths(static_cast<std::size_t>(q.size(0)),
-                                          static_cast<std::int32_t>(keys.seqlen));
-  const Tensor cache_seqlens = int32_tensor(lengths);
+  const Tensor cache_seqlens = Tensor::empty({q.size(0)}, DType::int32, q.device);
+  fill(cache_seqlens, static_cast<double>(keys.seqlen));
   const bool padded = std::any_of(first.begin(), first.end(), [](int slot) { return slot > 0; });
-  const Tensor leftpad = padded ? int32_tensor(first) : Tensor();
+  const Tensor leftpad = padded ? to_device(int32_tensor(first), q.device) : Tensor();
+  const Located block_table(keys.block_table, q.device);
   KVCacheView view;
   view.k = keys.k;
   view.v = keys.v;
   view.cache_seqlens = cache_seqlens;
   view.cache_leftpad = leftpad;
-  view.block_table = keys.block_table;
+  view.block_table = block_table;
   return flash_attn_with_kvcache(q, view, {}, options);
 }
 

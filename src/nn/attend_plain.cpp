@@ -75,7 +75,8 @@ Tensor padding_matrix(const AttentionInputs& inputs, const AttentionOptions& opt
 Tensor packed_matrix(const PackedSequences& packed, const AttentionOptions& options,
                      std::int64_t total) {
   Tensor matrix = Tensor::zeros({1, 1, total, total}, DType::boolean);
-  const auto* starts = packed.cu_seqlens.as<std::int32_t>();
+  const Located cu_seqlens(packed.cu_seqlens);
+  const auto* starts = cu_seqlens.as<std::int32_t>();
   for (std::int64_t s = 0; s + 1 < packed.cu_seqlens.size(0); ++s) {
     const std::vector<std::int64_t> slots = all_slots(starts[s], starts[s + 1]);
     allow({slots, slots}, options, total, matrix.as<bool>());
@@ -106,6 +107,7 @@ PlainCall plain_call(const TensorView& q, const TensorView& k, const TensorView&
     call.mask = padding_matrix(inputs, options, q.size(1), k.size(1));
   }
   if (call.mask.defined()) {
+    if (q.device.type != DeviceType::cpu) call.mask = to_device(call.mask, q.device);
     call.options.mask = call.mask;
     call.options.causal = false;
     call.options.window_left = -1;

@@ -7,19 +7,20 @@
 
 #include "core/check.h"
 #include "core/format.h"
+#include "core/located.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha {
 
-// A boolean or integer tensor of rank 2 as numbers, row by row. `function` and `name` are for the
-// message if it is something else.
+// A boolean or integer tensor of rank 2 as numbers, row by row; one of a GPU is waited for.
+// `function` and `name` are for the message if it is something else.
 inline std::vector<std::int64_t> host_matrix(std::string_view function, std::string_view name,
-                                             const TensorView& view) {
+                                             const TensorView& given) {
+  const Located located(given);
+  const TensorView& view = located;
   check(view.rank() == 2, "[{}] {} must be [batch,seqlen]; got {}", function, name, view);
   check(view.dtype == DType::boolean || view.dtype == DType::int32 || view.dtype == DType::int64,
         "[{}] {} must be boolean, int32 or int64; got {}", function, name, view);
-  check(view.device.type == DeviceType::cpu, "[{}] {} must be on the host; got {}", function, name,
-        view);
   std::vector<std::int64_t> values;
   values.reserve(static_cast<std::size_t>(view.numel()));
   for (std::int64_t i = 0; i < view.size(0); ++i) {

@@ -20,46 +20,44 @@ TensorView as_features(const TensorView& x) {
   return x.reshape({x.size(0), x.size(1), x.size(2) * x.size(3)});
 }
 
-// Positions inside each packed sequence.
-Tensor packed_positions(const PackedSequences& packed, std::int64_t batch, std::int64_t seqlen) {
-  Tensor positions = Tensor::zeros({batch, seqlen}, DType::int32);
-  const auto* starts = packed.cu_seqlens.as<std::int32_t>();
-  for (std::int64_t s = 0; s + 1 < packed.cu_seqlens.size(0); ++s) {
-    check(starts[s + 1] <= batch * seqlen,
-          "[MultiHeadAttention] packed.cu_seqlens must stay within the {} tokens of "
-          "hidden_states; got {}",
-          batch * seqlen, starts[s + 1]);
-    for (std::int32_t i = starts[s]; i < starts[s + 1]; ++i) {
-      positions.as<std::int32_t>()[i] = i - starts[s];
-    }
-  }
-  return positions;
+// Rotary positions on the layer's device.
+struct Positions {
+  Tensor values;           // int32 [batch, seqlen]
+  std::int64_t bound = 1;  // all values are below it
+};
+
+// Of values that the host can look at.
+Positions looked_up(const TensorView& values, Device device) {
+  const Located host(values);
+  const Tensor contiguous = clone(host);
+  const auto* begin = contiguous.as<std::int32_t>();
+  const std::int64_t count = contiguous.numel();
+  return {.values = to_device(contiguous, device),
+          .bound = count == 0 ? 1 : 1 + *std::max_element(begin, begin + count)};
 }
 
 // What rotary uses: the given positions, or how many real tokens come before.
-Tensor logical_positions(const AttentionInputs& inputs) {
+Positions logical_positions(const AttentionInputs& inputs, RotaryEmbedding& rotary) {
+  const Device device = inputs.hidden_states.device;
   const std::int64_t batch = inputs.hidden_states.size(0);
   const std::int64_t seqlen = inputs.hidden_states.size(1);
-  if (inputs.position_ids.defined()) return clone(inputs.position_ids);
-  if (inputs.packed) return packed_positions(*inputs.packed, batch, seqlen);
   const std::int64_t past = inputs.cache ? inputs.cache->seqlen() : 0;
+  if (inputs.position_ids.defined() && inputs.num_positions > 0) {
+    return {to_device(inputs.position_ids, device), inputs.num_positions};
+  }
+  if (inputs.position_ids.defined()) return looked_up(inputs.position_ids, device);
+  if (inputs.packed) return looked_up(packed_positions(*inputs.packed, batch, seqlen), device);
   if (inputs.attention_mask.defined()) {
     check(inputs.attention_mask.size(1) == past + seqlen,
           "[MultiHeadAttention] without position_ids, attention_mask must cover the {} cached and "
           "the {} new tokens; got {}",
           past, seqlen, inputs.attention_mask);
-    return positions_from_mask(inputs.attention_mask, seqlen);
+    return looked_up(positions_from_mask(inputs.attention_mask, seqlen), device);
   }
-  Tensor positions = Tensor::empty({batch, seqlen}, DType::int32);
-  for (std::int64_t i = 0; i < batch * seqlen; ++i) {
-    positions.as<std::int32_t>()[i] = static_cast<std::int32_t>(past + i % seqlen);
-  }
-  return positions;
-}
-
-std::int64_t positions_used(const TensorView& positions) {
-  const auto* begin = positions.as<std::int32_t>();
-  return positions.numel() == 0 ? 1 : 1 + *std::max_element(begin, begin + positions.numel());
+  const std::int64_t bound = std::max<std::int64_t>(1, past + seqlen);
+  rotary.tables(bound);
+  const TensorView row = rotary.row_numbers().slice(0, past, past + seqlen);
+  return {clone(row.broadcast_to({batch, seqlen})), bound};
 }
 
 // A cache may have dropped keys only if no query of this call can see them.
@@ -156,8 +154,10 @@ void MultiHeadAttention::project(const AttentionInputs& inputs, AttentionSaved& 
 
 void MultiHeadAttention::rotate(const AttentionInputs& inputs, AttentionSaved& saved) const {
   if (!rotary || inputs.encoder_states.defined()) return;
-  saved.positions = logical_positions(inputs);
-  const ops::RotaryTables tables = rotary->tables(positions_used(saved.positions));
+  auto [positions, bound] = logical_positions(inputs, *rotary);
+  saved.positions = std::move(positions);
+  saved.num_positions = bound;
+  const ops::RotaryTables tables = rotary->tables(bound);
   ops::rotary(saved.q, tables, saved.positions, saved.q);
   ops::rotary(saved.k, tables, saved.positions, saved.k);
 }
@@ -190,7 +190,7 @@ AttentionLayerGradients MultiHeadAttention::backward(const TensorView& dout,
     ops::add(gradients.dsinks, sinks.gradient_sum(), sinks.gradient_sum());
   }
   if (saved.positions.defined()) {
-    const ops::RotaryTables tables = rotary->tables(positions_used(saved.positions));
+    const ops::RotaryTables tables = rotary->tables(saved.num_positions);
     ops::rotary_backward(gradients.dq, tables, saved.positions, gradients.dq);
     ops::rotary_backward(gradients.dk, tables, saved.positions, gradients.dk);
   }

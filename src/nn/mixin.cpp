@@ -31,6 +31,14 @@ MaskedKeys align_mask(const TensorView& mask, const TensorView& k, const TensorV
           v.slice(1, 0, length)};
 }
 
+// With what kernels read on their device.
+UnpadData moved(UnpadData data, Device device) {
+  if (device.type == DeviceType::cpu) return data;
+  data.indices = to_device(data.indices, device);
+  data.cu_seqlens = to_device(data.cu_seqlens, device);
+  return data;
+}
+
 UnpadData all_rows(std::int64_t batch, std::int64_t seqlen) {
   const Tensor ones = Tensor::empty({batch, seqlen}, DType::boolean);
   fill(ones, 1.0);
@@ -58,7 +66,8 @@ AttentionOptions with_environment(AttentionOptions options) {
 }
 
 std::int64_t longest(const TensorView& cu_seqlens) {
-  const auto* starts = cu_seqlens.as<std::int32_t>();
+  const Located host(cu_seqlens);
+  const auto* starts = host.as<std::int32_t>();
   std::int64_t length = 0;
   for (std::int64_t i = 0; i + 1 < cu_seqlens.size(0); ++i) {
     length = std::max<std::int64_t>(length, starts[i + 1] - starts[i]);
@@ -76,12 +85,21 @@ Sequences make_sequences(const TensorView& cu_seqlens_q, std::int64_t max_seqlen
   return sequences;
 }
 
-Sequences sequences_of(const PackedSequences& packed) {
-  check(packed.cu_seqlens.defined(), "[FlashAttentionMixin] packed.cu_seqlens must be given");
-  const std::int64_t length =
-      packed.max_seqlen > 0 ? packed.max_seqlen : longest(packed.cu_seqlens);
-  return make_sequences(packed.cu_seqlens, length, packed.cu_seqlens, length);
-}
+// The sequences of a packed batch, on a device.
+class PackedLengths {
+ public:
+  PackedLengths(const PackedSequences& packed, Device device)
+      : cu_seqlens_(packed.cu_seqlens, device) {
+    check(packed.cu_seqlens.defined(), "[FlashAttentionMixin] packed.cu_seqlens must be given");
+    length_ = packed.max_seqlen > 0 ? packed.max_seqlen : longest(packed.cu_seqlens);
+  }
+
+  Sequences sequences() const { return make_sequences(cu_seqlens_, length_, cu_seqlens_, length_); }
+
+ private:
+  Located cu_seqlens_;
+  std::int64_t length_ = 0;
+};
 
 // [batch, seqlen, heads, dim] -> [batch * seqlen, heads, dim].
 TensorView flatten(const TensorView& x) {
@@ -135,8 +153,8 @@ FlashAttentionMixin::Unpadded FlashAttentionMixin::upad_input(const TensorView& 
   check(q.size(0) == k.size(0), "[FlashAttentionMixin] q and k must have one batch; got {} and {}",
         q, k);
   Unpadded result;
-  result.queries = query_rows(q, keys.mask, queries);
-  result.keys = flashmha::get_unpad_data(keys.mask);
+  result.queries = moved(query_rows(q, keys.mask, queries), q.device);
+  result.keys = moved(flashmha::get_unpad_data(keys.mask), q.device);
   result.q = unpad_input(q, result.queries);
   result.k = unpad_input(keys.k, result.keys);
   result.v = unpad_input(keys.v, result.keys);
@@ -153,8 +171,9 @@ FlashAttentionMixin::Result FlashAttentionMixin::forward(const TensorView& q, co
   result.out_shape = {q.size(0), q.size(1), q.size(2), v.size(-1)};
   result.seqlen_k = k.size(1);
   if (options.packed) {
-    result.attention = flash_attn_varlen_func(flatten(q), flatten(k), flatten(v),
-                                              sequences_of(*options.packed), attention);
+    const PackedLengths lengths(*options.packed, q.device);
+    result.attention =
+        flash_attn_varlen_func(flatten(q), flatten(k), flatten(v), lengths.sequences(), attention);
     return result;
   }
   if (!mask.defined()) {
@@ -187,9 +206,10 @@ FlashAttentionMixin::Gradients FlashAttentionMixin::backward(
         "[FlashAttentionMixin] dout must have out's shape {}; got {}", result.out_shape, dout);
   const AttentionOptions attention = with_environment(options.attention);
   if (options.packed) {
+    const PackedLengths lengths(*options.packed, q.device);
     Gradients gradients =
         flash_attn_varlen_backward(flatten(dout), flatten(q), flatten(k), flatten(v),
-                                   result.attention, sequences_of(*options.packed), attention);
+                                   result.attention, lengths.sequences(), attention);
     gradients.dq = reshaped(std::move(gradients.dq), q.shape);
     gradients.dk = reshaped(std::move(gradients.dk), k.shape);
     gradients.dv = reshaped(std::move(gradients.dv), v.shape);

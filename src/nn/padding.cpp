@@ -112,7 +112,7 @@ Tensor unpad_input(const TensorView& x, const UnpadData& data) {
   Shape shape = flat.shape;
   shape[0] = data.total();
   Tensor packed = Tensor::empty(shape, x.dtype, x.device);
-  ops::gather_rows(flat, data.indices, packed);
+  ops::gather_rows(flat, Located(data.indices, x.device), packed);
   return packed;
 }
 
@@ -130,7 +130,7 @@ Tensor pad_input(const TensorView& x, const UnpadData& data) {
   for (int dim = 2; dim < shape.rank; ++dim)
     shape[dim] = x.shape[dim - 1];
   Tensor padded = Tensor::empty(shape, x.dtype, x.device);
-  ops::scatter_rows(x, data.indices, flatten_tokens("pad_input", padded, data));
+  ops::scatter_rows(x, Located(data.indices, x.device), flatten_tokens("pad_input", padded, data));
   return padded;
 }
 
@@ -169,6 +169,22 @@ PackedSequences packed_sequences(const TensorView& position_ids) {
     end_sequence((b + 1) * seqlen);
   }
   return {int32_tensor(cu_seqlens), max_seqlen};
+}
+
+Tensor packed_positions(const PackedSequences& packed, std::int64_t batch, std::int64_t seqlen) {
+  Tensor positions = Tensor::zeros({batch, seqlen}, DType::int32);
+  const Located cu_seqlens(packed.cu_seqlens);
+  const auto* starts = cu_seqlens.as<std::int32_t>();
+  for (std::int64_t s = 0; s + 1 < packed.cu_seqlens.size(0); ++s) {
+    check(starts[s + 1] <= batch * seqlen,
+          "[packed_positions] packed.cu_seqlens must stay within the {} tokens of the batch; got "
+          "{}",
+          batch * seqlen, starts[s + 1]);
+    for (std::int32_t i = starts[s]; i < starts[s + 1]; ++i) {
+      positions.as<std::int32_t>()[i] = i - starts[s];
+    }
+  }
+  return positions;
 }
 
 Tensor positions_from_mask(const TensorView& mask, std::int64_t seqlen_q) {

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 
 #include "core/check.h"
+#include "core/located.h"
 
 namespace flashmha::nn {
 namespace {
@@ -158,13 +160,11 @@ void RotaryEmbedding::build(std::int64_t num_positions, std::int64_t frequency_s
       sin.as<float>()[position * half + i] = static_cast<float>(scaling * std::sin(angle));
     }
   }
-  const auto on_device = [this](const Tensor& table) {
-    Tensor moved = Tensor::empty(table.shape(), DType::float32, device_);
-    copy(table, moved);
-    return moved;
-  };
-  cos_ = on_device(cos);
-  sin_ = on_device(sin);
+  const Tensor numbers = Tensor::empty({num_positions}, DType::int32);
+  std::iota(numbers.as<std::int32_t>(), numbers.as<std::int32_t>() + num_positions, 0);
+  cos_ = to_device(cos, device_);
+  sin_ = to_device(sin, device_);
+  row_numbers_ = to_device(numbers, device_);
   frequency_seqlen_ = frequency_seqlen;
 }
 

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "core/check.h"
+#include "core/located.h"
 #include "flashmha/checkpoint.h"
 #include "io/file.h"
 #include "train/curve.h"
@@ -29,7 +30,8 @@ bool is_due(std::int64_t every, std::int64_t step) {
 }
 
 bool all_finite(const TensorView& tensor) {
-  const Tensor values = cast(tensor, DType::float32);
+  const Located located(tensor);
+  const Tensor values = cast(located, DType::float32);
   const float* data = values.as<float>();
   return std::all_of(data, data + values.numel(), [](float x) { return std::isfinite(x); });
 }
