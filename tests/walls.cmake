@@ -7,7 +7,7 @@
 #   "room/x.h"      private, for the room itself and, where a seam is listed, for the rooms named
 cmake_minimum_required(VERSION 3.25)
 
-set(public_of_core device dlpack dtype error random tensor version)
+set(public_of_core device dlpack dtype error graph random tensor version)
 set(public_of_attention attention plan)
 set(public_of_io safetensors)
 set(public_of_ops ops)
