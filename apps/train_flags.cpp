@@ -101,6 +101,8 @@ void add_run_flags(CLI::App& command, TrainFlags& flags) {
       ->capture_default_str();
   add_count(command, "--accumulate", options.accumulate, 1, "Batches in a step")
       ->capture_default_str();
+  command.add_flag("--recompute", options.recompute,
+                   "Layers keep their inputs only and compute the rest again: less memory");
   command.add_option("--seed", options.seed, "Of weights, of the data's order, of dropout")
       ->type_name("N")
       ->capture_default_str();

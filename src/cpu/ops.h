@@ -39,12 +39,16 @@ void embedding(const TensorView& table, const TensorView& ids, const TensorView&
                Stream);
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
                         float scale, Stream);
-void argmax(const TensorView& x, const TensorView& out, Stream);
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream);
+void penalise(const TensorView& scores, const TensorView& seen, float penalty, Stream);
+void sample(const TensorView& scores, const SampleOptions& options, const TensorView& uniforms,
+            const TensorView& out, const TensorView& weights, Stream);
 void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
                    const TensorView& loss, const TensorView& lse, Stream);
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
-                            const TensorView& dlogits, Stream);
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
+                            const TensorView& scale, const TensorView& dlogits, Stream);
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream);
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream);
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream);
 
 }  // namespace flashmha::cpu::ops

@@ -107,7 +107,7 @@ void embedding_backward(const TensorView& dout, const TensorView& ids, const Ten
   });
 }
 
-void argmax(const TensorView& x, const TensorView& out, Stream) {
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream) {
   const Rows rows(x);
   auto* result = out.as<std::int32_t>();
   parallel_blocks(rows.count(), rows.length(), [&](std::int64_t begin, std::int64_t end) {
@@ -119,6 +119,7 @@ void argmax(const TensorView& x, const TensorView& out, Stream) {
         if (row[j] > row[best] || std::isnan(row[j])) best = j;
       }
       result[r] = static_cast<std::int32_t>(best);
+      if (largest.defined()) largest.as<float>()[r] = row[best];
     }
   });
 }

@@ -23,6 +23,8 @@ const OpsTable& cpu_ops() {
       .embedding = cpu::ops::embedding,
       .embedding_backward = cpu::ops::embedding_backward,
       .argmax = cpu::ops::argmax,
+      .penalise = cpu::ops::penalise,
+      .sample = cpu::ops::sample,
       .cross_entropy = cpu::ops::cross_entropy,
       .cross_entropy_backward = cpu::ops::cross_entropy_backward,
       .gradient_norm = cpu::ops::gradient_norm,

@@ -77,6 +77,16 @@ void KVCache::repeat(std::int64_t times) {
   select(rows);
 }
 
+std::optional<ReservedKeys> KVCache::reserve(std::int64_t) {
+  return {};
+}
+
+void KVCache::advance(std::int64_t count) {
+  check(reserve(count).has_value(),
+        "[KVCache::advance] only caches that give out their memory (reserve) can be advanced");
+  seqlen_ += count;
+}
+
 OrderedKeys in_order(const CachedKeys& keys) {
   OrderedKeys ordered;
   const auto collect = [&](const TensorView& from) {
@@ -115,25 +125,34 @@ OrderedKeys in_order(const CachedKeys& keys) {
 // ---- dynamic
 // -------------------------------------------------------------------------------------
 
+void DynamicKVCache::make_room(std::int64_t count, const TensorView& k, const TensorView& v) {
+  const std::int64_t needed = seqlen_ + count;
+  const std::int64_t capacity = k_.defined() ? k_.size(1) : 0;
+  if (needed <= capacity) return;
+  constexpr std::int64_t kFirstCapacity = 64;
+  const std::int64_t grown = std::max({needed, 2 * capacity, kFirstCapacity});
+  const auto grow = [&](Tensor& cache, const TensorView& like) {
+    Tensor larger = with_capacity(like, like.size(0), grown);
+    if (seqlen_ > 0) write_slots(larger, 0, cache.view().slice(1, 0, seqlen_));
+    cache = std::move(larger);
+  };
+  grow(k_, k);
+  grow(v_, v);
+}
+
 CachedKeys DynamicKVCache::append(const TensorView& k, const TensorView& v) {
   check_append(k, v, batch(), k_, v_);
-  const std::int64_t needed = seqlen_ + k.size(1);
-  const std::int64_t capacity = k_.defined() ? k_.size(1) : 0;
-  if (needed > capacity) {
-    constexpr std::int64_t kFirstCapacity = 64;
-    const std::int64_t grown = std::max({needed, 2 * capacity, kFirstCapacity});
-    const auto grow = [&](Tensor& cache, const TensorView& like) {
-      Tensor larger = with_capacity(like, k.size(0), grown);
-      if (seqlen_ > 0) write_slots(larger, 0, cache.view().slice(1, 0, seqlen_));
-      cache = std::move(larger);
-    };
-    grow(k_, k);
-    grow(v_, v);
-  }
+  make_room(k.size(1), k, v);
   write_slots(k_, seqlen_, k);
   write_slots(v_, seqlen_, v);
-  seqlen_ = needed;
+  seqlen_ += k.size(1);
   return {.k = k_, .v = v_, .seqlen = seqlen_};
+}
+
+std::optional<ReservedKeys> DynamicKVCache::reserve(std::int64_t count) {
+  if (!k_.defined()) return {};
+  make_room(count, k_, v_);
+  return ReservedKeys{.k = k_, .v = v_};
 }
 
 void DynamicKVCache::crop(std::int64_t seqlen) {
@@ -160,11 +179,15 @@ StaticKVCache::StaticKVCache(std::int64_t capacity) : capacity_(capacity) {
   check(capacity > 0, "[StaticKVCache] capacity ({}) must be positive", capacity);
 }
 
+void StaticKVCache::require_room(std::int64_t count) const {
+  check(seqlen_ + count <= capacity_,
+        "[StaticKVCache::append] {} more tokens exceed the capacity ({}); {} are held", count,
+        capacity_, seqlen_);
+}
+
 CachedKeys StaticKVCache::append(const TensorView& k, const TensorView& v) {
   check_append(k, v, batch(), k_, v_);
-  check(seqlen_ + k.size(1) <= capacity_,
-        "[StaticKVCache::append] {} more tokens exceed the capacity ({}); {} are held", k.size(1),
-        capacity_, seqlen_);
+  require_room(k.size(1));
   if (!k_.defined()) {
     k_ = with_capacity(k, k.size(0), capacity_);
     v_ = with_capacity(v, v.size(0), capacity_);
@@ -173,6 +196,12 @@ CachedKeys StaticKVCache::append(const TensorView& k, const TensorView& v) {
   write_slots(v_, seqlen_, v);
   seqlen_ += k.size(1);
   return {.k = k_, .v = v_, .seqlen = seqlen_};
+}
+
+std::optional<ReservedKeys> StaticKVCache::reserve(std::int64_t count) {
+  if (!k_.defined()) return {};
+  require_room(count);
+  return ReservedKeys{.k = k_, .v = v_};
 }
 
 void StaticKVCache::crop(std::int64_t seqlen) {
@@ -280,6 +309,14 @@ KVCaches KVCaches::create(std::int64_t num_layers,
   return caches;
 }
 
+bool KVCaches::reserve(std::int64_t count) {
+  return std::ranges::all_of(layers,
+                             [&](const auto& layer) { return layer->reserve(count).has_value(); });
+}
+void KVCaches::advance(std::int64_t count) {
+  for (const auto& layer : layers)
+    layer->advance(count);
+}
 void KVCaches::crop(std::int64_t seqlen) {
   for (const auto& layer : layers)
     layer->crop(seqlen);

@@ -65,15 +65,20 @@ void embedding_backward(const TensorView& dout, const TensorView& ids, const Ten
   if (dout.numel() > 0) ops.embedding_backward(dout, ids, dtable, scale, stream);
 }
 
-void argmax(const TensorView& x, const TensorView& out, Stream stream) {
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream stream) {
   require_floating("argmax", {{"x", x}});
   require_rows("argmax", {{"x", x}});
   require_dtype("argmax", {"out", out}, DType::int32);
   require_shape("argmax", {"out", out}, leading_shape(x.shape));
   require_contiguous("argmax", {"out", out});
+  if (largest.defined()) {
+    require_dtype("argmax", {"largest", largest}, DType::float32);
+    require_shape("argmax", {"largest", largest}, out.shape);
+    require_contiguous("argmax", {"largest", largest});
+  }
   check(x.size(-1) > 0, "[argmax] rows must not be empty; got {}", x);
-  const OpsTable& table = backend("argmax", {{"x", x}, {"out", out}});
-  if (out.numel() > 0) table.argmax(x, out, stream);
+  const OpsTable& table = backend("argmax", {{"x", x}, {"out", out}, {"largest", largest}});
+  if (out.numel() > 0) table.argmax(x, out, largest, stream);
 }
 
 }  // namespace flashmha::ops

@@ -231,11 +231,12 @@ TEST_F(DeviceOps, CrossEntropy) {
     twins.output({2}, DType::float32, true);
     twins.output({rows}, DType::float32, true);
     twins.output({rows, vocabulary});
+    twins.values(Tensor::from<float>({0.5f}, {1}));
     twins.expect_equal([](const Views& v) {
       ops::cross_entropy(v[0], v[1], -100, v[2], v[3]);
       const ops::CrossEntropySaved saved{.targets = v[1], .lse = v[3], .loss = v[2]};
-      ops::cross_entropy_backward(v[0], saved, 0.5f, v[4]);
-      ops::cross_entropy_backward(v[0], saved, 0.5f, v[0]);  // in place
+      ops::cross_entropy_backward(v[0], saved, v[5], v[4]);
+      ops::cross_entropy_backward(v[0], saved, v[5], v[0]);  // in place
     });
   });
 }
@@ -258,6 +259,7 @@ TEST_F(DeviceOps, AdamWOfManyTensors) {
       twins.values(cast(value, DType::float32));
     }
     twins.values(Tensor::zeros({1}, DType::float32));
+    twins.values(Tensor::zeros({3}, DType::float32));
     twins.expect_equal([&](const Views& v) {
       std::vector<ops::AdamWState> states;
       std::vector<TensorView> gradients;
@@ -270,9 +272,16 @@ TEST_F(DeviceOps, AdamWOfManyTensors) {
         gradients.push_back(v[5 * i + 1]);
       }
       for (std::int64_t step = 1; step <= 3; ++step) {
-        ops::gradient_norm(gradients, v[5 * kTensors]);
-        ops::adamw(states,
-                   {.step = step, .max_gradient_norm = 1.0f, .gradient_norm = v[5 * kTensors]});
+        const ops::AdamWOptions options{.max_gradient_norm = 1.0f};
+        const auto schedule = ops::adamw_schedule(options, 1e-3f, step);
+        const TensorView& norm = v[5 * kTensors];
+        const TensorView& device_schedule = v[5 * kTensors + 1];
+        ops::gradient_norm(gradients, norm);
+        copy(view_of(schedule.data(), {3}), device_schedule);
+        ASSERT_GT(max_abs(to_device(gradients.front(), {})), 0.0);
+        ops::adamw(states, {.schedule = device_schedule, .gradient_norm = norm}, options);
+        for (std::size_t i = 0; i < kTensors; ++i)
+          copy(v[5 * i], gradients[i]);  // zeros after the step
       }
     });
   }

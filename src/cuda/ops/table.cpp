@@ -23,6 +23,8 @@ const OpsTable& cuda_ops() {
       .embedding = cuda::ops::embedding,
       .embedding_backward = cuda::ops::embedding_backward,
       .argmax = cuda::ops::argmax,
+      .penalise = cuda::ops::penalise,
+      .sample = cuda::ops::sample,
       .cross_entropy = cuda::ops::cross_entropy,
       .cross_entropy_backward = cuda::ops::cross_entropy_backward,
       .gradient_norm = cuda::ops::gradient_norm,
