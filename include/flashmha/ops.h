@@ -150,6 +150,9 @@ void attention_dropout(const TensorView& x, const Dropout& dropout, const Tensor
 
 // ---- rows --------------------------------------------------------------------------------------
 
+// The index of no row: gathering gives zeros for it, scattering leaves it out.
+inline constexpr std::int64_t kNoRow = -1;
+
 // y[i] = x[indices[i]]. x [rows, ...], y [n, ...] of one dtype, contiguous rows; indices int64 [n],
 // checked.
 void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
@@ -158,6 +161,15 @@ void gather_rows(const TensorView& x, const TensorView& indices, const TensorVie
 // y[indices[i]] = x[i], all other rows of y become 0. The indices must differ.
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
                   Stream stream = {});
+
+// Where the real tokens of a padded batch are. mask [batch, seqlen] boolean, int32 or int64, any
+// strides, non-zero = real; reserved the same or not given: tokens that keep their place although
+// they are not real (checked: not in the mask, too). indices int64 [n]: the kept tokens of the
+// flattened [batch * seqlen], rising, and kNoRow behind the last one; tokens beyond the n-th are
+// left out. cu_seqlens int32 [batch + 1]: where each row's kept tokens begin among them. seqused
+// int32 [batch] or not given: how many tokens of a row are real.
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused = {}, Stream stream = {});
 
 // out[...] = scale * table[ids[...]]. table floating [vocabulary, hidden]; ids int32 or int64; out
 // floating [ids' shape..., hidden]. Ids outside the table are refused.

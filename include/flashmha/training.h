@@ -105,7 +105,8 @@ Loss training_step(CausalLM& model, AdamW& optimizer, const ModelInputs& inputs,
 // compute_gradients again and again. On a GPU, batches of one shape are recorded as a graph, from
 // the third on one launch each; what differs in other ways than by its numbers (another shape, more
 // packed sequences than ever before) is recorded anew. Batches with a mask, with positions of their
-// own or with dropout, and models with dynamic rotary scaling, are computed step by step as always.
+// own or with dropout, packed ones with plain attention, and models with dynamic rotary scaling are
+// computed as always.
 class GradientPass {
  public:
   // The model must outlive it.

@@ -35,6 +35,8 @@ void softmax_backward(const TensorView& dprobabilities, const SoftmaxSaved& save
 void attention_dropout(const TensorView& x, const Dropout& dropout, const TensorView& y, Stream);
 void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused, Stream);
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
                Stream);
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,

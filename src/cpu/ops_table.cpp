@@ -20,6 +20,7 @@ const OpsTable& cpu_ops() {
       .attention_dropout = cpu::ops::attention_dropout,
       .gather_rows = cpu::ops::gather_rows,
       .scatter_rows = cpu::ops::scatter_rows,
+      .unpad = cpu::ops::unpad,
       .embedding = cpu::ops::embedding,
       .embedding_backward = cpu::ops::embedding_backward,
       .argmax = cpu::ops::argmax,

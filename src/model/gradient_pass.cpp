@@ -73,7 +73,9 @@ namespace {
 bool can_be_recorded(const ModelConfig& config, const ModelInputs& inputs) {
   if (config.device.type == DeviceType::cpu || config.has_dynamic_rotary()) return false;
   if (inputs.training && config.attention.dropout > 0.0f) return false;
-  if (inputs.packed && inputs.packed->max_seqlen == 0) return false;
+  // Plain attention makes a mask of packed sequences, on the host.
+  const bool plain = config.attention_kind == AttentionKind::plain;
+  if (inputs.packed && (plain || inputs.packed->max_seqlen == 0)) return false;
   return !inputs.attention_mask.defined() && !inputs.position_ids.defined();
 }
 

@@ -1,4 +1,6 @@
 // Checks and dispatch: gathering and scattering rows, embedding, argmax.
+#include <limits>
+
 #include "ops/rules.h"
 
 namespace flashmha::ops {
@@ -49,6 +51,39 @@ void scatter_rows(const TensorView& x, const TensorView& indices, const TensorVi
                   Stream stream) {
   const OpsTable& table = check_rows("scatter_rows", {"y", y}, {"x", x}, indices);
   if (y.numel() > 0) table.scatter_rows(x, indices, y, stream);
+}
+
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused, Stream stream) {
+  require_given("unpad", {"mask", mask});
+  check(mask.rank() == 2, "[unpad] mask must be [batch,seqlen]; got {}", mask);
+  for (const Named& tensor : {Named{"mask", mask}, Named{"reserved", reserved}}) {
+    if (!tensor.view.defined()) continue;
+    const DType dtype = tensor.view.dtype;
+    check(dtype == DType::boolean || dtype == DType::int32 || dtype == DType::int64,
+          "[unpad] {} must be boolean, int32 or int64; got {}", tensor.name, tensor.view);
+    require_shape("unpad", tensor, mask.shape);
+  }
+  require_dtype("unpad", {"indices", indices}, DType::int64);
+  require_contiguous("unpad", {"indices", indices});
+  check(indices.rank() == 1, "[unpad] indices must have rank 1; got {}", indices);
+  require_dtype("unpad", {"cu_seqlens", cu_seqlens}, DType::int32);
+  require_shape("unpad", {"cu_seqlens", cu_seqlens}, {mask.size(0) + 1});
+  require_contiguous("unpad", {"cu_seqlens", cu_seqlens});
+  if (seqused.defined()) {
+    require_dtype("unpad", {"seqused", seqused}, DType::int32);
+    require_shape("unpad", {"seqused", seqused}, {mask.size(0)});
+    require_contiguous("unpad", {"seqused", seqused});
+  }
+  constexpr std::int64_t kMostTokens = std::numeric_limits<std::int32_t>::max();
+  check(mask.numel() <= kMostTokens, "[unpad] a batch must have less than 2^31 tokens; got {}",
+        mask);
+  backend("unpad", {{"mask", mask},
+                    {"reserved", reserved},
+                    {"indices", indices},
+                    {"cu_seqlens", cu_seqlens},
+                    {"seqused", seqused}})
+      .unpad(mask, reserved, indices, cu_seqlens, seqused, stream);
 }
 
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,

@@ -24,6 +24,7 @@ struct OpsTable {
   decltype(&ops::attention_dropout) attention_dropout;
   decltype(&ops::gather_rows) gather_rows;
   decltype(&ops::scatter_rows) scatter_rows;
+  decltype(&ops::unpad) unpad;
   decltype(&ops::embedding) embedding;
   decltype(&ops::embedding_backward) embedding_backward;
   decltype(&ops::argmax) argmax;

@@ -241,6 +241,49 @@ TEST_F(DeviceOps, CrossEntropy) {
   });
 }
 
+TEST_F(DeviceOps, RealTokensOfAPaddedBatch) {
+  for (const std::int64_t seqlen : {1, 31, 32, 255, 256, 257, 1000}) {
+    for (const DType dtype : {DType::boolean, DType::int32, DType::int64}) {
+      Twins twins(test_seed() + static_cast<std::uint64_t>(seqlen));
+      const std::int64_t batch = 1 + twins.pick(5);
+      const Tensor mask = Tensor::empty({batch, seqlen}, DType::int64);
+      const Tensor reserved = Tensor::empty({batch, seqlen}, DType::int64);
+      for (std::int64_t i = 0; i < mask.numel(); ++i) {
+        const std::int64_t kind = twins.pick(4);
+        mask.as<std::int64_t>()[i] = kind < 2;
+        reserved.as<std::int64_t>()[i] = kind == 2;
+      }
+      twins.values(cast(mask, dtype));
+      twins.values(cast(reserved, dtype));
+      const std::int64_t total = batch * seqlen;
+      for (const std::int64_t room : {total, total + 5, total / 3}) {
+        twins.output({room}, DType::int64, true);
+        twins.output({batch + 1}, DType::int32, true);
+        twins.output({batch}, DType::int32, true);
+      }
+      twins.expect_equal([](const Views& v) {
+        for (std::size_t i = 2; i < v.size(); i += 3) {
+          ops::unpad(v[0], v[1], v[i], v[i + 1], v[i + 2]);
+          ops::unpad(v[0], {}, v[i], v[i + 1]);
+          ops::unpad(v[0], v[1], v[i], v[i + 1], v[i + 2]);
+        }
+      });
+    }
+  }
+}
+
+TEST_F(DeviceOps, RowsOfNobody) {
+  Twins twins(test_seed());
+  twins.input({9, 40}, DType::bfloat16);
+  twins.values(Tensor::from<std::int64_t>({3, -1, 0, 8, -1}, {5}));
+  twins.output({5, 40}, DType::bfloat16, true);
+  twins.output({9, 40}, DType::bfloat16, true);
+  twins.expect_equal([](const Views& v) {
+    ops::gather_rows(v[0].slice(1, 0, 40), v[1], v[2]);
+    ops::scatter_rows(v[2], v[1], v[3]);
+  });
+}
+
 TEST_F(DeviceOps, AdamWOfManyTensors) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
     Twins twins(test_seed());

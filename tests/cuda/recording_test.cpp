@@ -10,6 +10,7 @@
 #include "core/located.h"
 #include "flashmha/error.h"
 #include "flashmha/ops.h"
+#include "flashmha/padding.h"
 #include "flashmha/random.h"
 #include "tests/compare.h"
 #include "tests/core/expect_error.h"
@@ -114,6 +115,47 @@ TEST_F(DeviceRecording, RunsOnTheCurrentStream) {
   }
   cudaStreamSynchronize(own);
   cudaStreamDestroy(own);
+}
+
+// With a bound, padding is removed and put back without a look of the host.
+TEST_F(DeviceRecording, APaddedBatchWithABound) {
+  const auto random = [](const Shape& shape, std::uint64_t seed) {
+    Tensor tensor = Tensor::empty(shape, DType::bfloat16, kGpu);
+    const Tensor host = Tensor::empty(shape, DType::bfloat16);
+    model::fill_normal(host, seed);
+    copy(host, tensor);
+    return tensor;
+  };
+  const Tensor q = random({3, 40, 4, 64}, 1), k = random({3, 40, 2, 64}, 2);
+  const Tensor v = random({3, 40, 2, 64}, 3), dout = random({3, 40, 4, 64}, 4);
+  const Tensor host_mask = Tensor::zeros({3, 40}, DType::int32);
+  for (std::int64_t i = 0; i < 120; ++i)
+    host_mask.as<std::int32_t>()[i] = i % 40 >= i / 40 * 9;
+  const Tensor mask = to_device(host_mask, kGpu);
+  FlashAttentionMixin::Options options;
+  options.attention.causal = true;
+  options.attention.deterministic = true;
+  const auto expected = FlashAttentionMixin::forward(q, k, v, mask, options);
+  const auto wanted = FlashAttentionMixin::backward(dout, q, k, v, expected, options);
+  options.bound = UnpadBound{.total = 110, .max_seqlen = 40};
+  const Tensor out = Tensor::zeros(q.shape(), DType::bfloat16, kGpu);
+  const Tensor dq = Tensor::zeros(q.shape(), DType::bfloat16, kGpu);
+  const Tensor dk = Tensor::zeros(k.shape(), DType::bfloat16, kGpu);
+  Graph graph(kGpu);
+  for (int run = 0; run < 3; ++run) {
+    for (const Tensor* result : {&out, &dq, &dk})
+      fill(*result, 7.0);
+    graph.run([&] {
+      const auto result = FlashAttentionMixin::forward(q, k, v, mask, options);
+      const auto gradients = FlashAttentionMixin::backward(dout, q, k, v, result, options);
+      copy(result.out(), out);
+      copy(gradients.dq, dq);
+      copy(gradients.dk, dk);
+    });
+    EXPECT_TRUE(same_bits(to_device(out, {}), to_device(expected.out(), {}))) << run;
+    EXPECT_TRUE(same_bits(to_device(dq, {}), to_device(wanted.dq, {}))) << run;
+    EXPECT_TRUE(same_bits(to_device(dk, {}), to_device(wanted.dk, {}))) << run;
+  }
 }
 
 TEST_F(DeviceRecording, SmallNumbersOfTheHostTravelWithoutWaiting) {

@@ -41,6 +41,8 @@ void gather_rows(const TensorView& x, const TensorView& indices, const TensorVie
                  Stream stream);
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
                   Stream stream);
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused, Stream stream);
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
                Stream stream);
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,

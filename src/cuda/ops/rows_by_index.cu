@@ -46,7 +46,8 @@ struct RowMove {
   std::int64_t num_units = 0;
 };
 
-// to[i] = from[indices[i]], or the other way round. A wrong index gathers NaN and scatters nothing.
+// to[i] = from[indices[i]], or the other way round. A wrong index gathers NaN (zeros if it is of no
+// row) and scatters nothing.
 template <class Unit>
 __global__ void __launch_bounds__(kBlock) move_rows_kernel(const __grid_constant__ RowMove p) {
   const std::int64_t index = std::int64_t{blockIdx.x} * kBlock + threadIdx.x;
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kBlock) move_rows_kernel(const __grid_constant
   if (known) {
     value = reinterpret_cast<const Unit*>(from)[unit];
   } else {
-    memset(&value, 0xFF, sizeof(Unit));
+    memset(&value, row == kNoRow ? 0x00 : 0xFF, sizeof(Unit));
   }
   reinterpret_cast<Unit*>(to)[unit] = value;
 }

@@ -20,6 +20,7 @@ const OpsTable& cuda_ops() {
       .attention_dropout = cuda::ops::attention_dropout,
       .gather_rows = cuda::ops::gather_rows,
       .scatter_rows = cuda::ops::scatter_rows,
+      .unpad = cuda::ops::unpad,
       .embedding = cuda::ops::embedding,
       .embedding_backward = cuda::ops::embedding_backward,
       .argmax = cuda::ops::argmax,
