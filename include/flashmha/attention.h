@@ -46,16 +46,16 @@ struct AttentionOptions {
   std::int64_t window_left = -1;
   std::int64_t window_right = -1;
   MaskAlign align = MaskAlign::bottom_right;
-  float softcap =
-      0.0f;  // > 0: scaled scores become softcap * tanh(score / softcap), before bias and masks
+  // > 0: scaled scores become softcap * tanh(score / softcap), before bias and masks.
+  float softcap = 0.0f;
   Dropout dropout;  // forward and backward need the same value
-  TensorView
-      alibi_slopes;  // float32 [num_heads_q] or [batch, num_heads_q]: adds -slope * |i + shift - j|
-  TensorView bias;  // float32 or q's dtype, rank 4, broadcastable to [batch, num_heads_q, seqlen_q,
-                    // seqlen_k]
+  // float32 [num_heads_q] or [batch, num_heads_q]: adds -slope * |i + shift - j|.
+  TensorView alibi_slopes;
+  // float32 or q's dtype, rank 4, broadcastable to [batch, num_heads_q, seqlen_q, seqlen_k].
+  TensorView bias;
   TensorView mask;  // boolean, broadcastable like bias; true = may be seen
-  TensorView
-      sinks;  // float32 or q's dtype [num_heads_q]: one more logit per head in the denominator only
+  // float32 or q's dtype [num_heads_q]: one more logit per head, in the denominator only.
+  TensorView sinks;
   bool deterministic = false;  // backward gives the same bits every time (on a CPU it always does)
 };
 
@@ -67,8 +67,8 @@ struct Sequences {
   TensorView cu_seqlens_k;        // int32 [batch + 1]
   std::int64_t max_seqlen_q = 0;  // upper bounds of the lengths; may exceed them
   std::int64_t max_seqlen_k = 0;
-  TensorView seqused_q;  // int32 [batch] or not given: only the first seqused_q[b] rows are real;
-                         // the rest give out 0
+  // int32 [batch] or not given: only the first seqused_q[b] rows are real, the rest give out 0.
+  TensorView seqused_q;
   TensorView seqused_k;  // int32 [batch] or not given
   // Given: k and v are pages [num_pages, page_size, num_heads_kv, head_dim] and key j of sequence b
   // lies in page block_table[b, j / page_size]; cu_seqlens_k then only supplies the lengths.
@@ -136,11 +136,11 @@ AttentionResult flash_attn_varlen_qkvpacked_func(const TensorView& qkv, const Se
 
 // What a decoding step brings besides q and the cache.
 struct AppendKV {
-  TensorView
-      k;  // [batch, seqlen_new, num_heads_kv, head_dim] or not given: written into the cache at
-  TensorView v;   // [cache_seqlens, cache_seqlens + seqlen_new) before attention. cache_seqlens
-                  // itself is not changed
-  Rotary rotary;  // applied to q and k
+  // [batch, seqlen_new, num_heads_kv, head_dim(_v)] or not given: written into the cache at
+  // [cache_seqlens, cache_seqlens + seqlen_new) before attention. cache_seqlens is not changed.
+  TensorView k;
+  TensorView v;
+  Rotary rotary;       // applied to q and k
   int num_splits = 0;  // parts into which the keys are cut for parallelism; 0 = chosen by the plan
 };
 
@@ -157,8 +157,7 @@ struct AttentionGradients {
   Tensor dq;
   Tensor dk;
   Tensor dv;
-  Tensor
-      dbias;  // float32 (float64 with float64 q), shape of options.bias; defined if bias was given
+  Tensor dbias;   // float32 (float64 with float64 q), options.bias's shape; defined if it was given
   Tensor dsinks;  // same dtype, [num_heads_q]; defined if sinks were given
 };
 
