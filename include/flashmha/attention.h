@@ -5,13 +5,17 @@
 // computed exactly, in tiles, without storing the scores (Dao 2023, "FlashAttention-2").
 //
 // Layouts, sizes and rules that hold for every function here:
-//   q    [batch, seqlen_q, num_heads_q,  head_dim]        k  [batch, seqlen_k, num_heads_kv,
-//   head_dim] v    [batch, seqlen_k, num_heads_kv, head_dim_v]      out [batch, seqlen_q,
-//   num_heads_q, head_dim_v] lse  float32 [batch, num_heads_q, seqlen_q]: natural log of the sum of
-//   exp(score), sink included dtype float32, bfloat16 or float16, the same for q, k, v, out and
-//   their gradients (float64: the reference backend only, with lse and its gradient in float64
-//   too). head_dim, head_dim_v <= 256. num_heads_q is a multiple of num_heads_kv; query heads [g*r,
-//   (g+1)*r) share key head g. The last dimension has stride 1, all others are free.
+//   q    [batch, seqlen_q, num_heads_q,  head_dim]
+//   k    [batch, seqlen_k, num_heads_kv, head_dim]
+//   v    [batch, seqlen_k, num_heads_kv, head_dim_v]
+//   out  [batch, seqlen_q, num_heads_q,  head_dim_v]
+//   lse  float32 [batch, num_heads_q, seqlen_q]: natural log of the sum of exp(score) with the sink
+// dtype float32, bfloat16 or float16, the same for q, k, v, out and their gradients (float64: the
+// reference backend only, with lse and its gradient in float64 too). head_dim, head_dim_v <= 256.
+// num_heads_q is a multiple of num_heads_kv; query heads [g*r, (g+1)*r) share key head g.
+// The last dimension has stride 1, all others are free. What is written (results, gradients, a
+// cache that keys are appended to) must not overlap itself: from the smallest stride up, each
+// dimension has to step over all elements that the dimensions before it reach.
 // A query row that sees no key gives out = 0 and lse = -inf (lse = the sink with attention sinks).
 // Bad arguments throw Error(invalid_argument); a legal problem that no backend serves throws
 // Error(unsupported) with every backend's reason.
