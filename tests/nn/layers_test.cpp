@@ -360,6 +360,17 @@ TEST(AttentionLayer, ErrorsNameTheRule) {
   const Tensor out = layers.flash->forward(inputs, &saved);
   expect_error([&] { layers.flash->backward(out, inputs, saved); },
                {"backward", "not available with a cache"});
+  inputs.cache = nullptr;
+  expect_error([&] { layers.flash->backward(out, inputs, nn::AttentionSaved()); },
+               {"[MultiHeadAttention::backward] needs what forward saved"});
+  const Tensor short_mask = mask_of({"1111111", "0111111"});
+  inputs.cache = &cache;  // holds 5 tokens
+  inputs.attention_mask = short_mask;
+  expect_error([&] { layers.flash->forward(inputs); },
+               {"[MultiHeadAttention] without position_ids, attention_mask must cover the 5 cached "
+                "and the 5 new tokens",
+                "[2,7]"});
+  inputs.attention_mask = {};
   inputs.encoder_states = x;
   expect_error([&] { layers.flash->forward(inputs); }, {"exclude each other"});
 }
