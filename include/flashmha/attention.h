@@ -167,6 +167,16 @@ struct AttentionGradients {
 
 // Gradients of flash_attn_func. out and lse are its results, dout has out's shape. dlse, if given,
 // is the gradient of lse (float32, lse's shape). options must equal the forward's.
+//
+// A packed function's gradients are those of its parts, views of qkv or kv. To have them in one
+// packed tensor, let an AttentionCall (flashmha/plan.h) write them there:
+//
+//   Tensor dqkv = Tensor::empty(qkv.shape, qkv.dtype);  // [batch, seqlen, 3, num_heads, head_dim]
+//   const auto part = [](const TensorView& packed, int i) { return packed.select(2, i); };
+//   AttentionCall call{.q = part(qkv, 0), .k = part(qkv, 1), .v = part(qkv, 2)};
+//   call.out = result.out, call.lse = result.lse, call.dout = dout, call.options = options;
+//   call.dq = part(dqkv, 0), call.dk = part(dqkv, 1), call.dv = part(dqkv, 2);
+//   run(call);
 AttentionGradients flash_attn_backward(const TensorView& dout, const TensorView& q,
                                        const TensorView& k, const TensorView& v,
                                        const AttentionResult& forward,

@@ -1,4 +1,4 @@
-// Linear, RMSNorm, MLP, and rows A6, A7, A8, A9 and C3: the attention layers.
+// Linear, RMSNorm, MLP, and rows A6, A7, A9 and C3: the attention layers.
 #include <fmt/format.h>
 
 #include "tests/nn/layer_cases.h"
@@ -218,24 +218,6 @@ TEST(A7, gradients_predict_the_loss) {
     expect_slope(parameter.value, run.parameters[i++], name);
   });
   EXPECT_EQ(i, 11u) << "four projections with biases, two norms, sinks";
-}
-
-TEST(A8, attention_reads_the_projections_where_they_are) {
-  // Zero transposes: what attention is given are the projections' own rows, head by head.
-  Random random;
-  nn::AttentionConfig config = small_config();
-  config.rotary.reset();
-  LayerPair layers(config, random);
-  const Tensor x = random.normal({2, 5, 24});
-  nn::AttentionInputs inputs;
-  inputs.hidden_states = x;
-  nn::AttentionSaved saved;
-  layers.flash->forward(inputs, &saved);
-  expect_same_bits(saved.q.view().reshape({2, 5, 32}), layers.flash->q_proj.forward(x), "q");
-  expect_same_bits(saved.v.view().reshape({2, 5, 16}), layers.flash->v_proj.forward(x), "v");
-  EXPECT_TRUE(saved.q.view().is_contiguous() && saved.k.view().is_contiguous());
-  EXPECT_EQ(to_string(saved.attended.shape), "[2,5,4,8]");
-  EXPECT_TRUE(saved.attended.is_contiguous());
 }
 
 using Factory = std::function<std::unique_ptr<nn::KVCache>()>;
