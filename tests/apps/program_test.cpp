@@ -26,8 +26,9 @@ TEST(Program, tells_its_version) {
 TEST(Program, helps_with_an_example_for_every_subcommand) {
   const Outcome all = flashmha("--help");
   EXPECT_EQ(all.exit_code, 0);
-  for (const std::string name : {"benchmark", "generate", "info", "sanity-check"}) {
-    EXPECT_TRUE(contains(all.output, name)) << all.output;
+  for (const std::string name :
+       {"benchmark", "benchmark attention", "generate", "info", "sanity-check", "train"}) {
+    EXPECT_TRUE(contains(all.output, "\n  " + name.substr(0, name.find(' ')))) << all.output;
     const Outcome one = flashmha(name + " --help");
     EXPECT_EQ(one.exit_code, 0);
     EXPECT_TRUE(contains(one.output, "Example: flashmha " + name)) << one.output;
