@@ -130,5 +130,30 @@ TEST_F(ReadmeCheck, lets_dots_stand_for_lines) {
   EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
 }
 
+// The checker of the C++ that documents show.
+class SnippetCheck : public Scratch {
+ protected:
+  Outcome check(const std::string& text) {
+    std::ofstream(path("doc.md")) << text;
+    return shell(FLASHMHA_CHECK_SNIPPETS " " + path("doc.md"));
+  }
+};
+
+TEST_F(SnippetCheck, compiles_blocks_with_and_without_includes) {
+  const Outcome outcome = check(
+      "```cpp\n#include \"flashmha/tensor.h\"\nusing namespace flashmha;\n"
+      "const Tensor x = Tensor::zeros({2}, DType::float32);\n```\n"
+      "```cpp\nstd::cout << kVersion;\n```\n```\nno C++\n```\n");
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_TRUE(contains(outcome.output, "2 blocks compile")) << outcome.output;
+}
+
+TEST_F(SnippetCheck, finds_what_does_not_compile_and_where) {
+  const Outcome outcome = check("# Title\n\n```cpp\nint one = 1;\nTensr x;\n```\n");
+  EXPECT_NE(outcome.exit_code, 0);
+  EXPECT_TRUE(contains(outcome.output, "doc.md:5:")) << outcome.output;
+  EXPECT_NE(check("no C++ at all\n").exit_code, 0);
+}
+
 }  // namespace
 }  // namespace flashmha::app
