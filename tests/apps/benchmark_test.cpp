@@ -169,7 +169,7 @@ TEST_F(A12, sanity_check_of_the_default_model_passes) {
 
 // Without any slack, 16 bits are worse than float32 by more than rounding.
 TEST_F(A12, sanity_check_exits_with_1_on_a_mismatch) {
-  const Outcome outcome = flashmha("sanity-check --seq-length 24 --new-tokens 4 --slack 0 --json " +
+  const Outcome outcome = flashmha("sanity-check --seq-length 8 --new-tokens 1 --slack 0 --json " +
                                    path("report.json"));
   EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
   const Json report = Json::parse(read_text(path("report.json")));

@@ -101,11 +101,11 @@ TEST_F(Generate, ends_before_a_stop_string) {
   EXPECT_EQ(run(flags + " --no-stream").output, before + "\n");
 }
 
-// The first character arrives while the program still makes the others: fewer than an output buffer
-// holds, and without a cache they take it long.
+// The first character arrives while the program still makes the others: at most three bytes each,
+// fewer than an output buffer holds, and without a cache they take it long.
 TEST_F(Generate, streams_the_text_as_it_comes) {
   Process generating("exec " FLASHMHA_PROGRAM " generate --model " + path("model") +
-                     " --prompt Hello --max-new-tokens 3000 --cache none --ignore-eos 2> " +
+                     " --prompt Hello --max-new-tokens 1000 --cache none --ignore-eos 2> " +
                      path("errors"));
   EXPECT_NE(generating.next_character(), EOF) << errors();
   std::this_thread::sleep_for(std::chrono::milliseconds(100));  // would it end with that?

@@ -56,7 +56,9 @@ class Process {
   }
 
   // To the shell, or to the command in its place: "exec command".
-  void signal(int number) const { ::kill(child_, number); }
+  void signal(int number) const {
+    if (!ended_) ::kill(child_, number);
+  }
 
   // Waits for the next character of the output; EOF at its end.
   int next_character() { return std::fgetc(output_); }
