@@ -24,8 +24,8 @@ struct CachedKeys {
   TensorView v = {};            // [num_pages, page_size, num_heads_kv, head_dim]
   TensorView block_table = {};  // int32 [batch, max_pages], or not given
   std::int64_t seqlen = 0;      // keys, of every row
-  std::int64_t first_slot =
-      0;  // slot of the oldest key; key i is in slot (first_slot + i) % capacity
+  // Slot of the oldest key; key i is in slot (first_slot + i) % capacity.
+  std::int64_t first_slot = 0;
 };
 
 // Contiguous keys and values, oldest first.

@@ -55,9 +55,9 @@ struct AttentionInputs {
   // All position_ids are below it. 0: they are looked at, which on a GPU means to wait for them.
   std::int64_t num_positions = 0;
   const PackedSequences* packed = nullptr;  // not together with a mask or a cache
-  TensorView
-      encoder_states;  // [batch, seqlen_k, hidden_size]: keys and values come from here
-                       // (cross-attention: not causal, no rotary, no cache; the mask is theirs)
+  // [batch, seqlen_k, hidden_size]: keys and values come from here (cross-attention: not causal, no
+  // rotary, no cache; the mask is theirs).
+  TensorView encoder_states;
   KVCache* cache = nullptr;
   // With a cache that gives out its memory: the one new token of every row is written behind its
   // cache_seqlens and attends to what is there. position_ids and num_positions must be given,

@@ -12,8 +12,7 @@
 //   - On a CPU, results are the same bits for every number of threads; on a GPU, the same every
 //     time.
 //   - On a GPU, calls are queued on the stream and nothing is read back. So indices ("checked"
-//   means
-//     on a CPU) are not checked there: a wrong one gives NaN in its own row of the result and
+//     means on a CPU) are not checked there: a wrong one gives NaN in its own row of the result and
 //     touches no memory outside the tensors; a wrong target makes the loss NaN.
 //   - Shapes or dtypes that break a rule throw Error(invalid_argument) with the values found.
 #pragma once
@@ -111,8 +110,7 @@ void rotary(const TensorView& x, const RotaryTables& tables, const TensorView& p
 void rotary_backward(const TensorView& dy, const RotaryTables& tables, const TensorView& positions,
                      const TensorView& dx, Stream stream = {});
 
-// ---- materialised attention: the pieces of the plain baseline
-// ------------------------------------
+// ---- materialised attention: the pieces of the plain baseline ----------------------------------
 
 // Which scores of a materialised matrix [batch, num_heads, seqlen_q, seqlen_k] take part, and how.
 struct SoftmaxOptions {

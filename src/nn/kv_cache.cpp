@@ -122,8 +122,7 @@ OrderedKeys in_order(const CachedKeys& keys) {
   return ordered;
 }
 
-// ---- dynamic
-// -------------------------------------------------------------------------------------
+// ---- dynamic -----------------------------------------------------------------------------------
 
 void DynamicKVCache::make_room(std::int64_t count, const TensorView& k, const TensorView& v) {
   const std::int64_t needed = seqlen_ + count;
@@ -172,8 +171,7 @@ void DynamicKVCache::reset() {
   seqlen_ = 0;
 }
 
-// ---- static
-// --------------------------------------------------------------------------------------
+// ---- static ------------------------------------------------------------------------------------
 
 StaticKVCache::StaticKVCache(std::int64_t capacity) : capacity_(capacity) {
   check(capacity > 0, "[StaticKVCache] capacity ({}) must be positive", capacity);
@@ -219,8 +217,7 @@ void StaticKVCache::reset() {
   seqlen_ = 0;
 }
 
-// ---- sliding
-// -------------------------------------------------------------------------------------
+// ---- sliding -----------------------------------------------------------------------------------
 
 SlidingKVCache::SlidingKVCache(std::int64_t window) : window_(window) {
   check(window > 0, "[SlidingKVCache] window ({}) must be positive", window);
@@ -237,11 +234,8 @@ CachedKeys SlidingKVCache::append(const TensorView& k, const TensorView& v) {
   const std::int64_t kept = std::min(seqlen_, window_ - 1);
   CachedKeys keys{.k = k, .v = v, .seqlen = kept + k.size(1)};
   if (kept > 0) {
-    const CachedKeys old{.k = k_,
-                         .v = v_,
-
-                         .seqlen = kept,
-                         .first_slot = (seqlen_ - kept) % window_};
+    const CachedKeys old{
+        .k = k_, .v = v_, .seqlen = kept, .first_slot = (seqlen_ - kept) % window_};
     const OrderedKeys before = in_order(old);
     k_staging_ = with_capacity(k, k.size(0), keys.seqlen);
     v_staging_ = with_capacity(v, v.size(0), keys.seqlen);
@@ -260,7 +254,6 @@ CachedKeys SlidingKVCache::append_one(const TensorView& k, const TensorView& v) 
   store_last(k, v);
   return {.k = k_,
           .v = v_,
-
           .seqlen = std::min(seqlen_, window_),
           .first_slot = seqlen_ > window_ ? seqlen_ % window_ : 0};
 }
@@ -298,8 +291,7 @@ void SlidingKVCache::reset() {
   seqlen_ = 0;
 }
 
-// ---- all layers
-// ----------------------------------------------------------------------------------
+// ---- all layers --------------------------------------------------------------------------------
 
 KVCaches KVCaches::create(std::int64_t num_layers,
                           const std::function<std::unique_ptr<KVCache>(std::int64_t layer)>& make) {

@@ -103,6 +103,11 @@ TEST(A2, bad_masks) {
         get_unpad_data(Tensor::zeros({2, 3, 1}, DType::int32));
       },
       {"must be [batch,seqlen]", "[2,3,1]"});
+  expect_error(
+      [] {
+        get_unpad_data(mask_of({"110", "100"}), mask_of({"0010", "0000"}));
+      },
+      {"[get_unpad_data] unused_mask must have the shape of mask", "[2,4]", "[2,3]"});
 }
 
 TEST(A3, same_length_query) {

@@ -118,8 +118,7 @@ __device__ __forceinline__ void store(const TensorRows& rows, std::int64_t row, 
   }
 }
 
-// ---- kernels with a team of threads for every row
-// ------------------------------------------------
+// ---- kernels with a team of threads for every row ----------------------------------------------
 
 // Short rows get a warp each, several in a block; long rows a block. Chosen by the length alone,
 // so that the order of a row's sums is a matter of its length.

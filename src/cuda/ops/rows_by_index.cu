@@ -21,8 +21,7 @@ Ids ids_of(const TensorView& view) {
   return {view.data, view.dtype == DType::int64};
 }
 
-// ---- rows of bytes
-// -------------------------------------------------------------------------------
+// ---- rows of bytes -----------------------------------------------------------------------------
 
 // Rows along dimension 0, in units of as many bytes as divide all that there is.
 struct ByteRows {
@@ -97,8 +96,7 @@ void move_rows(const Call& call, RowMove move, std::int64_t count, std::int64_t 
   }
 }
 
-// ---- embedding
-// -----------------------------------------------------------------------------------
+// ---- embedding ---------------------------------------------------------------------------------
 
 struct Lookup {
   TensorRows table, out;
@@ -183,8 +181,7 @@ int bits_of(std::int64_t largest) {
   return bits;
 }
 
-// ---- argmax
-// --------------------------------------------------------------------------------------
+// ---- argmax ------------------------------------------------------------------------------------
 
 struct Candidate {
   float value;

@@ -19,7 +19,6 @@ struct Targets {
 };
 
 // ---- cross-entropy: the logits are read once for the loss, and once, in place, for its gradient
-// -------------------------------------------------------------------------------------------------
 
 template <int kTeam>
 __global__ void __launch_bounds__(kTeam* kTeamsPerBlock<kTeam>)
@@ -101,8 +100,7 @@ __global__ void __launch_bounds__(kBlock)
   store(p.out, row_offset(p.out, r), j, x);
 }
 
-// ---- many tensors in one launch
-// ------------------------------------------------------------------
+// ---- many tensors in one launch ----------------------------------------------------------------
 
 // A launch takes as many tensors as its parameters (4 KiB, on every GPU) have room for. Blocks are
 // given to tensors in pieces of kPiece elements.
