@@ -13,8 +13,8 @@ flashmha_gate(gate.walls gate 60 ${CMAKE_COMMAND} -D ROOT=${PROJECT_SOURCE_DIR}
               -P ${tests}/walls.cmake)
 flashmha_gate(gate.walls_find_violations gate 60 ${CMAKE_COMMAND} -D WALLS=${tests}/walls.cmake
               -D SCRATCH=${scratch}/walls -P ${tests}/walls_selftest.cmake)
-flashmha_gate(gate.mission_rows gate 120 ${CMAKE_COMMAND} -D CTEST=${CMAKE_CTEST_COMMAND}
-              -D BUILD=${PROJECT_BINARY_DIR} -P ${tests}/mission_rows.cmake)
+flashmha_gate(gate.mission_rows gate 60 ${CMAKE_COMMAND} -D BUILD=${PROJECT_BINARY_DIR}
+              -P ${tests}/mission_rows.cmake)
 flashmha_gate(gate.limits gate 60 ${CMAKE_COMMAND} -D ROOT=${PROJECT_SOURCE_DIR}
               -P ${tests}/limits.cmake)
 flashmha_gate(gate.format gate 300 ${PROJECT_SOURCE_DIR}/scripts/format.sh)
