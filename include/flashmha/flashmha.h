@@ -7,6 +7,7 @@
 #include "flashmha/dlpack.h"
 #include "flashmha/dtype.h"
 #include "flashmha/error.h"
+#include "flashmha/graph.h"
 #include "flashmha/plan.h"
 #include "flashmha/random.h"
 #include "flashmha/safetensors.h"

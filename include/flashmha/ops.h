@@ -220,12 +220,13 @@ struct CrossEntropySaved {
   TensorView lse = {};   // float32 [rows]
   TensorView loss = {};  // float32 [2]
   std::int64_t ignore_index = -100;
+  TensorView scale = {};  // float32 [1]: factor of the gradient; not given: 1
 };
 
-// dlogits = scale * (softmax(logits) - onehot) / rows counted; ignored rows 0. scale float32 [1].
-// dlogits may be logits, so that no second copy of the logits ever exists.
+// dlogits = scale * (softmax(logits) - onehot) / rows counted; ignored rows 0. dlogits may be
+// logits, so that no second copy of the logits ever exists.
 void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
-                            const TensorView& scale, const TensorView& dlogits, Stream stream = {});
+                            const TensorView& dlogits, Stream stream = {});
 
 // norm[0] = sqrt of the sum of squares of all elements of all tensors (float32, any shapes); norm
 // float32 [1].
@@ -245,7 +246,8 @@ struct AdamWOptions {
 struct AdamWStep {
   // float32 [3]: learning rate, 1 / (1 - beta1^step), 1 / (1 - beta2^step); see adamw_schedule.
   TensorView schedule = {};
-  // float32 [1], from gradient_norm(). If it is not finite, nothing is changed.
+  // float32 [1], from gradient_norm(), or not given (then max_gradient_norm must be 0). If it is not
+  // finite, nothing is changed.
   TensorView gradient_norm = {};
 };
 

@@ -48,7 +48,7 @@ void sample(const TensorView& scores, const SampleOptions& options, const Tensor
 void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
                    const TensorView& loss, const TensorView& lse, Stream);
 void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
-                            const TensorView& scale, const TensorView& dlogits, Stream);
+                            const TensorView& dlogits, Stream);
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream);
 void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
            Stream);

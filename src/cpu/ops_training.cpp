@@ -81,11 +81,12 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
 }
 
 void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
-                            const TensorView& scale, const TensorView& dlogits, Stream) {
+                            const TensorView& dlogits, Stream) {
   const Rows in(logits);
   const Rows out(dlogits);
   const float count = saved.loss.as<float>()[1];
-  const float factor = count > 0.0f ? scale.as<float>()[0] / count : 0.0f;
+  const float scale = saved.scale.defined() ? saved.scale.as<float>()[0] : 1.0f;
+  const float factor = count > 0.0f ? scale / count : 0.0f;
   parallel_chunks(in, [&](std::int64_t r, std::int64_t begin, std::int64_t n) {
     const std::int64_t target = target_at(saved.targets, r);
     if (target == saved.ignore_index) {
@@ -125,7 +126,7 @@ void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm
 void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
            Stream) {
   const auto* schedule = step.schedule.as<float>();
-  const float norm = step.gradient_norm.as<float>()[0];
+  const float norm = step.gradient_norm.defined() ? step.gradient_norm.as<float>()[0] : 0.0f;
   if (!std::isfinite(norm)) return;
   const bool clips = options.max_gradient_norm > 0.0f;
   const RowKernels::AdamWStep constants{

@@ -39,8 +39,8 @@ void queue_cross_entropy(const TensorView& logits, const TensorView& targets,
   ops::cross_entropy(rows, targets, kIgnoreIndex, loss, lse);
   if (dlogits.defined()) {
     const ops::CrossEntropySaved saved{
-        .targets = targets, .lse = lse, .loss = loss, .ignore_index = kIgnoreIndex};
-    ops::cross_entropy_backward(rows, saved, scale, dlogits.reshape(rows.shape));
+        .targets = targets, .lse = lse, .loss = loss, .ignore_index = kIgnoreIndex, .scale = scale};
+    ops::cross_entropy_backward(rows, saved, dlogits.reshape(rows.shape));
   }
 }
 

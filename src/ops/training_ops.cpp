@@ -32,10 +32,12 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
 }
 
 void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
-                            const TensorView& scale, const TensorView& dlogits, Stream stream) {
+                            const TensorView& dlogits, Stream stream) {
   check_loss("cross_entropy_backward", logits, saved);
-  require_dtype("cross_entropy_backward", {"scale", scale}, DType::float32);
-  require_shape("cross_entropy_backward", {"scale", scale}, {1});
+  if (saved.scale.defined()) {
+    require_dtype("cross_entropy_backward", {"scale", saved.scale}, DType::float32);
+    require_shape("cross_entropy_backward", {"scale", saved.scale}, {1});
+  }
   require_floating("cross_entropy_backward", {{"dlogits", dlogits}});
   require_rows("cross_entropy_backward", {{"dlogits", dlogits}});
   require_shape("cross_entropy_backward", {"dlogits", dlogits}, logits.shape);
@@ -44,7 +46,7 @@ void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& s
                                                              {"loss", saved.loss},
                                                              {"lse", saved.lse},
                                                              {"dlogits", dlogits}});
-  if (logits.numel() > 0) table.cross_entropy_backward(logits, saved, scale, dlogits, stream);
+  if (logits.numel() > 0) table.cross_entropy_backward(logits, saved, dlogits, stream);
 }
 
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream stream) {
@@ -98,8 +100,12 @@ void adamw(std::span<const AdamWState> states, const AdamWStep& step, const Adam
   require_dtype("adamw", schedule, DType::float32);
   require_shape("adamw", schedule, {3});
   require_contiguous("adamw", schedule);
-  require_dtype("adamw", gradient_norm, DType::float32);
-  require_shape("adamw", gradient_norm, {1});
+  check(step.gradient_norm.defined() || options.max_gradient_norm == 0.0f,
+        "[adamw] max_gradient_norm ({}) needs gradient_norm", options.max_gradient_norm);
+  if (step.gradient_norm.defined()) {
+    require_dtype("adamw", gradient_norm, DType::float32);
+    require_shape("adamw", gradient_norm, {1});
+  }
   const OpsTable* table = nullptr;
   for (const AdamWState& state : states) {
     check_state(state);

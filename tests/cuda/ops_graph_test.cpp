@@ -18,8 +18,8 @@ void step(const Views& v) {
   ops::rms_norm(v[2], v[3], {}, v[4], v[5]);
   ops::matmul(v[4], v[0].transpose(0, 1), v[6], {.bias = v[7]});
   ops::cross_entropy(v[6], v[1], -100, v[8], v[9]);
-  const ops::CrossEntropySaved saved{.targets = v[1], .lse = v[9], .loss = v[8]};
-  ops::cross_entropy_backward(v[6], saved, v[13], v[6]);
+  const ops::CrossEntropySaved saved{.targets = v[1], .lse = v[9], .loss = v[8], .scale = v[13]};
+  ops::cross_entropy_backward(v[6], saved, v[6]);
   ops::matmul(v[6].transpose(0, 1), v[4], v[10], {.beta = 1.0f});
   ops::bias_gradient(v[6], v[11]);
   ops::embedding_backward(v[4], v[1], v[10], 1.0f);

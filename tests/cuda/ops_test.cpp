@@ -234,9 +234,10 @@ TEST_F(DeviceOps, CrossEntropy) {
     twins.values(Tensor::from<float>({0.5f}, {1}));
     twins.expect_equal([](const Views& v) {
       ops::cross_entropy(v[0], v[1], -100, v[2], v[3]);
-      const ops::CrossEntropySaved saved{.targets = v[1], .lse = v[3], .loss = v[2]};
-      ops::cross_entropy_backward(v[0], saved, v[5], v[4]);
-      ops::cross_entropy_backward(v[0], saved, v[5], v[0]);  // in place
+      ops::CrossEntropySaved saved{.targets = v[1], .lse = v[3], .loss = v[2]};
+      ops::cross_entropy_backward(v[0], saved, v[4]);
+      saved.scale = v[5];
+      ops::cross_entropy_backward(v[0], saved, v[0]);  // in place
     });
   });
 }

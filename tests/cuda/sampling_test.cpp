@@ -6,7 +6,7 @@
 #include "core/located.h"
 #include "flashmha/ops.h"
 #include "flashmha/random.h"
-#include "tests/attention/instance.h"
+#include "tests/seed.h"
 #include "tests/compare.h"
 #include "tests/cuda/gpu.h"
 
@@ -14,6 +14,7 @@ namespace flashmha::tests {
 namespace {
 
 using DeviceSampling = OnGpu;
+using test::test_seed;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Drawn {

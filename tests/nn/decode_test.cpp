@@ -115,8 +115,8 @@ TEST(DecodeStep, ErrorsNameTheRule) {
   inputs.position_ids = positions;
   inputs.num_positions = 1;
   layers.flash->forward(inputs);
-  expect_error([&] { layers.plain->forward(inputs); },
-               {"[MultiHeadAttention]", "FlashMultiHeadAttention's"}, ErrorCode::unsupported);
+  expect_error(ErrorCode::unsupported, {"[MultiHeadAttention]", "FlashMultiHeadAttention's"},
+               [&] { layers.plain->forward(inputs); });
   full.advance(1);
   expect_error([&] { layers.flash->forward(inputs); },
                {"[StaticKVCache::append]", "1 more tokens exceed the capacity (2); 2 are held"});

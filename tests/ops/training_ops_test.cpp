@@ -35,8 +35,9 @@ TEST(CrossEntropy, LossAndGradientInPlace) {
   const Values v = values_of(logits), t = values_of(targets);
   EXPECT_NEAR(loss.as<float>()[0], loss_in_double(v, 53, t), 1e-5);
   EXPECT_EQ(loss.as<float>()[1], 5.0f);
-  ops::cross_entropy_backward(logits, {.targets = targets, .lse = lse, .loss = loss},
-                              Tensor::from<float>({0.5f}, {1}), logits);
+  const Tensor scale = Tensor::from<float>({0.5f}, {1});
+  ops::cross_entropy_backward(
+      logits, {.targets = targets, .lse = lse, .loss = loss, .scale = scale}, logits);
   const auto half_loss = [&](const Values& x) { return 0.5 * loss_in_double(x, 53, t); };
   expect_near(logits, numeric_gradient(half_loss, v), 1e-6, "dlogits");
 }
@@ -51,12 +52,8 @@ TEST(CrossEntropy, LongRowsInSixteenBitsAndThreads) {
               1e-4);
   const Tensor one = poisoned({9, 5003}, DType::bfloat16), many = clone(one);
   const ops::CrossEntropySaved saved{.targets = targets, .lse = lse, .loss = loss};
-  with_threads(1, [&] {
-    ops::cross_entropy_backward(logits, saved, Tensor::from<float>({1.0f}, {1}), one);
-  });
-  with_threads(4, [&] {
-    ops::cross_entropy_backward(logits, saved, Tensor::from<float>({1.0f}, {1}), many);
-  });
+  with_threads(1, [&] { ops::cross_entropy_backward(logits, saved, one); });
+  with_threads(4, [&] { ops::cross_entropy_backward(logits, saved, many); });
   expect_same_bits(one, many, "dlogits");
 }
 
@@ -67,8 +64,7 @@ TEST(CrossEntropy, AllIgnoredAndBadTargets) {
   const Tensor loss = poisoned({2}), lse = poisoned({2}), d = poisoned({2, 5});
   ops::cross_entropy(logits, ignored, kIgnored, loss, lse);
   expect_near(loss, Values{0, 0}, 0.0, "loss");
-  ops::cross_entropy_backward(logits, {.targets = ignored, .lse = lse, .loss = loss},
-                              Tensor::from<float>({1.0f}, {1}), d);
+  ops::cross_entropy_backward(logits, {.targets = ignored, .lse = lse, .loss = loss}, d);
   EXPECT_TRUE(all_zero(d));
   const Tensor bad = Tensor::from({std::int32_t{0}, std::int32_t{5}}, {2});
   expect_error([&] { ops::cross_entropy(logits, bad, kIgnored, loss, lse); },
@@ -176,6 +172,12 @@ TEST(AdamW, NeedsAMasterForSixteenBitsOnly) {
                    {.schedule = norm, .gradient_norm = norm}, {});
       },
       {"[adamw]", "schedule must have shape [3]", "[1]"});
+  expect_error(
+      [&] {
+        ops::adamw({.parameter = f, .gradient = f, .moment1 = f, .moment2 = f},
+                   {.schedule = schedule}, {.max_gradient_norm = 1.0f});
+      },
+      {"[adamw]", "max_gradient_norm (1) needs gradient_norm"});
   expect_error([] { ops::adamw_schedule({}, 0.1f, 0); },
                {"[adamw_schedule]", "step (0) counts from 1"});
 }

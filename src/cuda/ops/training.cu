@@ -75,7 +75,7 @@ struct LossGradient {
   Targets targets;
   const float* lse;
   const float* loss;
-  const float* scale;
+  const float* scale;  // or null
   std::int64_t vectors_per_row = 0;
   std::int64_t num_vectors = 0;
 };
@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kBlock)
   const std::int64_t j = vector * kVector;
   const std::int64_t target = p.targets[r];
   const float count = p.loss[1];
-  const float factor = count > 0.0f ? p.scale[0] / count : 0.0f;
+  const float scale = p.scale ? p.scale[0] : 1.0f;
+  const float factor = count > 0.0f ? scale / count : 0.0f;
   float x[kVector] = {};
   if (target != p.targets.ignore_index) {
     load(p.logits, row_offset(p.logits, r), j, x);
@@ -234,8 +235,9 @@ struct AdamWUpdate {
 __global__ void __launch_bounds__(kBlock)
     adamw_kernel(const __grid_constant__ AdamWBatch batch, AdamWOptions options,
                  const float* schedule, const float* gradient_norm) {
-  if (!isfinite(gradient_norm[0])) return;
-  const AdamWUpdate update(options, schedule, gradient_norm[0]);
+  const float norm = gradient_norm ? gradient_norm[0] : 0.0f;
+  if (!isfinite(norm)) return;
+  const AdamWUpdate update(options, schedule, norm);
   const int tensor = batch.find(blockIdx.x);
   const AdamWEntry p = batch.entries[tensor];
   const std::int64_t begin = (blockIdx.x - batch.first_piece[tensor]) * kPiece;
@@ -288,14 +290,14 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
 }
 
 void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
-                            const TensorView& scale, const TensorView& dlogits, Stream stream) {
+                            const TensorView& dlogits, Stream stream) {
   const Call call("cross_entropy_backward", logits.device, stream);
   LossGradient p{.logits = rows_of(logits),
                  .out = rows_of(dlogits),
                  .targets = targets_of(saved.targets, saved.ignore_index),
                  .lse = saved.lse.as<float>(),
                  .loss = saved.loss.as<float>(),
-                 .scale = scale.as<float>()};
+                 .scale = saved.scale.defined() ? saved.scale.as<float>() : nullptr};
   p.vectors_per_row = (p.out.length + kVector - 1) / kVector;
   p.num_vectors = p.out.count * p.vectors_per_row;
   call.launch(loss_gradient_kernel, (p.num_vectors + kBlock - 1) / kBlock, kBlock, p);
@@ -335,7 +337,8 @@ void adamw(std::span<const AdamWState> states, const AdamWStep& step, const Adam
   };
   for_each_batch<AdamWEntry, 48>(states, entry_of, [&](const AdamWBatch& batch) {
     call.launch(adamw_kernel, batch.first_piece[batch.count], kBlock, batch, options,
-                step.schedule.as<float>(), step.gradient_norm.as<float>());
+                step.schedule.as<float>(),
+                step.gradient_norm.defined() ? step.gradient_norm.as<float>() : nullptr);
   });
 }
 
