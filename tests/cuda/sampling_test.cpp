@@ -6,9 +6,9 @@
 #include "core/located.h"
 #include "flashmha/ops.h"
 #include "flashmha/random.h"
-#include "tests/seed.h"
 #include "tests/compare.h"
 #include "tests/cuda/gpu.h"
+#include "tests/seed.h"
 
 namespace flashmha::tests {
 namespace {

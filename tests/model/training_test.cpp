@@ -282,7 +282,7 @@ TEST(Training, MicroBatchesAddUpToTheBatch) {
 TEST(Training, RecomputingSavesMemoryAndChangesNoBit) {
   for (const AttentionKind kind : {AttentionKind::plain, AttentionKind::flash}) {
     ModelConfig config = tiny_config(kind);
-    config.num_layers = 6;
+    config.num_layers = 12;
     config.attention.dropout = 0.2f;
     config.sublayer_output_norms = true;
     CausalLM kept(config);
