@@ -26,7 +26,7 @@ if [ ! -x "$venv/bin/pytest" ]; then
   "$python" -m venv --clear --system-site-packages "$venv" >"$log" 2>&1 ||
     skip "no python3 with venv (Debian: python3-venv)"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --timeout 20 --retries 1 \
-    --ignore-installed nanobind scikit-build-core pytest numpy >"$log" 2>&1 ||
+    --ignore-installed cmake nanobind scikit-build-core pytest numpy >"$log" 2>&1 ||
     skip "pip cannot reach its package index"
 fi
 
@@ -35,5 +35,7 @@ cmake --install "$build" --prefix "$build/python/prefix" >"$log"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
   --force-reinstall . -C cmake.source-dir=python -C build-dir="$build/python/extension" \
   -C cmake.define.CMAKE_PREFIX_PATH="$build/python/prefix"
+# What the program of this build says is compared with what Python says.
+[ -x "$build/apps/flashmha" ] && export FLASHMHA_PROGRAM="$build/apps/flashmha"
 cd python/tests  # the installed package is tested, not the folder
 "$venv/bin/python" -m pytest -q -p no:cacheprovider

@@ -48,11 +48,29 @@ def empty(shape: Sequence[int], like: Any, dtype: Optional[str] = None) -> Any:
 
 def give_back(array: Any, like: Any) -> Any:
     """`array` (made by empty) as an array of the library of `like`."""
-    if library(like) != "jaxlib":
-        return array
-    import jax
+    return adopt(array, like) if library(like) == "jaxlib" else array
 
-    return jax.numpy.from_dlpack(array)
+
+def adopt(array: Any, like: Any) -> Any:
+    """An array of the C++ library as one of the library of `like`, without a copy."""
+    name = library(like)
+    if name == "torch":
+        import torch
+
+        return torch.from_dlpack(array)
+    if name == "cupy":
+        import cupy
+
+        return cupy.from_dlpack(array)
+    if name == "jaxlib":
+        import jax
+
+        return jax.numpy.from_dlpack(array)
+    if name == "numpy":
+        import numpy
+
+        return numpy.asarray(array)
+    return array
 
 
 def statistics_dtype(array: Any) -> str:

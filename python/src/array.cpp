@@ -35,12 +35,12 @@ std::optional<DeviceType> device_from(int type) {
 // The exchange table of an object's type, or null. Types are few and live on: the last one is
 // remembered (under the GIL).
 const DLPackExchange* exchange_of(nb::handle object) {
-  static PyTypeObject* last_type = nullptr;
+  static PyObject* last_type = nullptr;
   static const DLPackExchange* last_exchange = nullptr;
-  PyTypeObject* type = Py_TYPE(object.ptr());
+  auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
   if (type == last_type) return last_exchange;
   const DLPackExchange* exchange = nullptr;
-  PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), kExchangeAttribute);
+  PyObject* capsule = PyObject_GetAttrString(type, kExchangeAttribute);
   if (capsule != nullptr && PyCapsule_IsValid(capsule, kExchangeCapsule) != 0) {
     exchange = static_cast<const DLPackExchange*>(PyCapsule_GetPointer(capsule, kExchangeCapsule));
     if (exchange->version.major != 1 || exchange->tensor_from_object == nullptr) exchange = nullptr;

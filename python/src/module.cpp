@@ -47,6 +47,10 @@ NB_MODULE(_native, module) {
       "GPUs that can be used; 0 in a build without CUDA.");
   bind_attention(module);
   bind_ops(module);
+  bind_text(module);
+  bind_model(module);
+  bind_generation(module);
+  bind_training(module);
 }
 
 }  // namespace flashmha::python

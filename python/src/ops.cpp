@@ -1,16 +1,15 @@
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <memory>
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "array.h"
 #include "bindings.h"
 #include "flashmha/ops.h"
+#include "results.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;  // NOLINT(google-build-using-namespace): "x"_a
@@ -30,38 +29,24 @@ void rotary(nb::handle x, nb::handle cos, nb::handle sin, nb::handle positions, 
   apply(from, tables, rows, to, arrays.stream());
 }
 
-nb::dlpack::dtype dlpack_type(const std::string& dtype) {
-  if (dtype == "float32") return nb::dtype<float>();
-  if (dtype == "float64") return nb::dtype<double>();
-  constexpr std::uint8_t kBits = 16;
-  if (dtype == "bfloat16") {
-    return {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat), kBits, 1};
-  }
-  if (dtype == "float16") {
-    return {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float), kBits, 1};
+DType parse_dtype(const std::string& name) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16, DType::float64}) {
+    if (name == dtype_name(dtype)) return dtype;
   }
   throw nb::value_error("[empty] dtype must be float32, bfloat16, float16 or float64");
 }
 
 // Memory for results of libraries whose own arrays cannot be written.
-nb::ndarray<nb::array_api> empty(const std::vector<std::size_t>& shape, const std::string& dtype) {
-  const nb::dlpack::dtype type = dlpack_type(dtype);
-  std::size_t bytes = type.bits / 8;
-  for (const std::size_t size : shape)
-    bytes *= size;
-  auto tensor = std::make_unique<Tensor>(
-      Tensor::empty({static_cast<std::int64_t>(std::max<std::size_t>(bytes, 1))}, DType::boolean));
-  void* data = tensor->view().data;
-  const nb::capsule owner(tensor.release(),
-                          [](void* pointer) noexcept { delete static_cast<Tensor*>(pointer); });
-  return {data, shape.size(), shape.data(), owner, nullptr, type};
+Array empty(const std::vector<std::int64_t>& shape, const std::string& dtype,
+            const std::string& device) {
+  return array_of(Tensor::empty(Shape(shape), parse_dtype(dtype), parse_device(device)));
 }
 
 }  // namespace
 
 void bind_ops(nb::module_& module) {
-  module.def("empty", &empty, "shape"_a, "dtype"_a,
-             "An array on the CPU with unspecified contents, for any library with DLPack.");
+  module.def("empty", &empty, "shape"_a, "dtype"_a, "device"_a = "cpu",
+             "An array with unspecified contents, for any library with DLPack.");
   module.def("rotary", &rotary, "x"_a, "cos"_a, "sin"_a, "positions"_a, "y"_a,
              "interleaved"_a = false, "conjugate"_a = false,
              "rotary of flashmha/ops.h (conjugate: its gradient). y may be x.");
