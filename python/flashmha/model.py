@@ -11,6 +11,10 @@ computes for one thread at a time.
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import glob
+import importlib.util
 import os
 import shutil
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -56,6 +60,24 @@ def _find(directory: Path) -> str:
     return _native.latest_checkpoint(directory) or directory
 
 
+@functools.lru_cache(maxsize=None)
+def _load_cublaslt() -> None:
+    """Loads the cuBLASLt of pip's packages, which are in no folder that the system searches.
+
+    The C++ library then finds it by its name; without one it looks where the system does.
+    """
+    found = importlib.util.find_spec("nvidia")
+    for folder in found.submodule_search_locations or () if found is not None else ():
+        for path in sorted(glob.glob(os.path.join(folder, "*", "lib", "libcublasLt.so.*"))):
+            ctypes.CDLL(path)
+
+
+def _prepare(device: str) -> str:
+    if device.startswith("cuda"):
+        _load_cublaslt()
+    return device
+
+
 class Model:
     """A decoder of the Llama family (docs/model.md says which), made by load, from_config or new.
 
@@ -77,14 +99,14 @@ class Model:
         dtype: of weights and activations; default: what config.json says.
         """
         directory = _find(directory)
-        return cls(_native.Model.load(directory, dtype, device, attention), directory)
+        return cls(_native.Model.load(directory, dtype, _prepare(device), attention), directory)
 
     @classmethod
     def from_config(cls, directory: Path, *, seed: int = 0, dtype: Optional[str] = None,
                     device: str = "cpu", attention: str = "flash") -> "Model":
         """Random weights for the config.json of a directory, whose weights are not looked at."""
         directory = os.fspath(directory)
-        native = _native.Model.from_config(directory, seed, dtype, device, attention)
+        native = _native.Model.from_config(directory, seed, dtype, _prepare(device), attention)
         return cls(native, directory)
 
     @classmethod
@@ -101,7 +123,7 @@ class Model:
         native = _native.Model.of_sizes(
             tokenizer.vocab_size, num_layers, hidden_size, num_heads, num_kv_heads or 0,
             head_dim or 0, intermediate_size or 0, max_position_embeddings, tokenizer.bos_token_id,
-            tokenizer.eos_token_id, seed, dtype, device, attention)
+            tokenizer.eos_token_id, seed, dtype, _prepare(device), attention)
         return cls(native, None, tokenizer)
 
     def save(self, directory: Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
