@@ -16,6 +16,9 @@ def set_num_threads(count: int) -> None:
 def num_gpus() -> int:
     """GPUs that can be used; 0 in a build without CUDA."""
 
+def synchronize(device: str) -> None:
+    """Waits for the default stream of a GPU; returns at once for "cpu"."""
+
 def attend(
     q: Any,
     k: Any,
@@ -50,9 +53,26 @@ def attend(
     dv: Any = None,
     dbias: Any = None,
     dsinks: Any = None,
+    workspace: Optional[Callable[[int, int], Any]] = None,
 ) -> None:
     """Writes out and lse; with dout given, reads them and writes dq, dk, dv and, where given, dbias
-    and dsinks."""
+    and dsinks. workspace(bytes, device index) returns an array to work in; without it the library
+    allocates."""
+
+def attend_quickly(
+    q: Any,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    softmax_scale: Optional[float],
+    causal: bool,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    workspace: Optional[Callable[[int, int], Any]],
+) -> None:
+    """attend with the options of most calls alone, all given."""
 
 def attend_to_cache(
     q: Any,
@@ -81,6 +101,7 @@ def attend_to_cache(
     bias: Any = None,
     mask: Any = None,
     sinks: Any = None,
+    workspace: Optional[Callable[[int, int], Any]] = None,
 ) -> None:
     """Writes out and lse, and appends k and v to the cache where given."""
 

@@ -30,11 +30,16 @@ class Gradients(NamedTuple):
 def _options(causal, window_size, align, dropout, **others):
     if align not in ("bottom_right", "top_left"):
         raise ValueError(f"align must be 'bottom_right' or 'top_left'; got {align!r}")
-    left, right = window_size
+    left, right = _window(window_size)
     p, seed, offset = dropout
-    return dict(causal=bool(causal), window_left=-1 if left is None else operator.index(left),
-                window_right=-1 if right is None else operator.index(right),
+    return dict(causal=bool(causal), window_left=left, window_right=right,
                 top_left=align == "top_left", dropout_p=p, seed=seed, offset=offset, **others)
+
+
+def _window(window_size):
+    left, right = window_size
+    return (-1 if left is None else operator.index(left),
+            -1 if right is None else operator.index(right))
 
 
 def _result_shapes(q, v, ragged):
@@ -107,6 +112,13 @@ def attention(
     """
     ragged = cu_seqlens_q is not None
     _require_rank(q, v, 3 if ragged else 4)
+    if (bias is None and mask is None and sinks is None and alibi_slopes is None and not ragged and
+            dropout[0] == 0.0 and align == "bottom_right" and arrays.is_torch(q)):
+        from .torch_ops import quick_attend
+
+        results = quick_attend(q, k, v, softmax_scale, causal, *_window(window_size), softcap)
+        if results is not None:
+            return results if return_lse else results[0]
     options = _options(causal, window_size, align, dropout, softmax_scale=softmax_scale,
                        softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
                        sinks=sinks, deterministic=deterministic)

@@ -14,18 +14,30 @@ from .errors import Error
 
 _OURS = "flashmha.flash_attn"
 _THEIRS = "flash_attn"
+_EXTENSION = "flash_attn_2_cuda"  # beside the package
+
+
+def _our_name(fullname: str) -> str:
+    """Of the module that serves an import of theirs; "" for other imports."""
+    if fullname == _EXTENSION:
+        return f"{_OURS}.{_EXTENSION}"
+    if fullname == _THEIRS or fullname.startswith(_THEIRS + "."):
+        return _OURS + fullname[len(_THEIRS):]
+    return ""
 
 
 class _Loader(importlib.abc.Loader):
     """Hands out the module that exists under our name, so that there is one of each."""
 
     def create_module(self, spec):
-        module = importlib.import_module(_OURS + spec.name[len(_THEIRS):])
+        module = importlib.import_module(_our_name(spec.name))
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module):
         module.__spec__ = self._spec  # the import system has put in that of the other name
+        if module.__name__ == _OURS:  # torch.ops.flash_attn is there from the import on
+            importlib.import_module(f"{_OURS}.operators").register()
 
 
 class _Distribution(importlib.metadata.Distribution):
@@ -37,7 +49,7 @@ class _Distribution(importlib.metadata.Distribution):
         return {
             "METADATA": f"Metadata-Version: 2.1\nName: flash-attn\n"
                         f"Version: {flash_attn.__version__}\nSummary: served by flashmha\n",
-            "top_level.txt": f"{_THEIRS}\n",
+            "top_level.txt": f"{_THEIRS}\n{_EXTENSION}\n",
         }.get(filename)
 
     def locate_file(self, path):
@@ -46,9 +58,9 @@ class _Distribution(importlib.metadata.Distribution):
 
 class _Finder(importlib.metadata.DistributionFinder):
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != _THEIRS and not fullname.startswith(_THEIRS + "."):
+        ours = _our_name(fullname)
+        if not ours:
             return None
-        ours = _OURS + fullname[len(_THEIRS):]
         try:
             found = importlib.util.find_spec(ours)
         except ModuleNotFoundError:
@@ -79,8 +91,15 @@ def install_as_flash_attn() -> None:
                     f"{getattr(present, '__file__', present)}")
     sys.meta_path.insert(0, _Finder())
     importlib.invalidate_caches()
-    # What Transformers may have found out before.
+    _tell_transformers()
+
+
+def _tell_transformers() -> None:
+    """Transformers that has been imported before has found out that there is no flash_attn."""
     known = sys.modules.get("transformers.utils.import_utils")
+    distributions = getattr(known, "PACKAGE_DISTRIBUTION_MAPPING", None)  # of Transformers 5
+    if distributions is not None and "flash-attn" not in distributions.get(_THEIRS, []):
+        distributions[_THEIRS] = [*distributions.get(_THEIRS, []), "flash-attn"]
     for name in ("is_flash_attn_2_available", "_package_distribution_mapping",
                  "_is_package_available"):
         function = getattr(known, name, None)

@@ -105,7 +105,7 @@ class FlashMultiHeadAttention(torch.nn.Module):
             if position_ids is None:
                 position_ids = self._positions(batch, seqlen, mask, cu_seqlens, q.device)
             q, k = self._rotate(q, k, position_ids)
-        options = self._options(causal)
+        options = self._options(causal, q)
         if mask is None and cu_seqlens is None:
             return self.o_proj(torch_ops.attend(q, k, v, options)[0].flatten(-2))
         if cu_seqlens is not None:
@@ -118,15 +118,14 @@ class FlashMultiHeadAttention(torch.nn.Module):
         out, _ = torch_ops.attend(queries.gather(q), keys.gather(k), keys.gather(v), options)
         return self.o_proj(queries.scatter(out, batch, seqlen).flatten(-2))
 
-    def _options(self, causal: bool) -> dict:
+    def _options(self, causal: bool, q: Tensor) -> dict:
         options = dict(causal=causal, softmax_scale=self.softmax_scale, softcap=self.softcap,
                        sinks=self.sinks)
         if self.window > 0:
             options.update(window_left=self.window - 1,
                            window_right=0 if causal else self.window - 1)
         if self.training and self.dropout > 0:
-            options.update(dropout_p=self.dropout,
-                           rng_state=torch.randint(2**63 - 1, (2,), dtype=torch.int64))
+            options.update(dropout_p=self.dropout, rng_state=torch_ops.new_rng_state(q))
         return options
 
     @staticmethod

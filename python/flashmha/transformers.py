@@ -223,7 +223,7 @@ def attention_forward(
         options["sinks"] = s_aux if s_aux.dtype == torch.float32 else s_aux.to(q.dtype)
     if dropout > 0.0:
         options["dropout_p"] = dropout
-        options["rng_state"] = torch.randint(2**63 - 1, (2,), dtype=torch.int64)
+        options["rng_state"] = torch_ops.new_rng_state(q)
     if attention_mask is not None and attention_mask.dim() == 4:
         return _dense(q, k, v, attention_mask, position_bias, options), None
     options["causal"] = causal and q.shape[1] > 1

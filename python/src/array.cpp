@@ -1,5 +1,6 @@
 #include "array.h"
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -124,6 +125,11 @@ TensorView CallArrays::from_protocol(nb::handle object, const char* what, bool w
                     Device{*device, *device == DeviceType::cpu ? 0 : array.device_id()},
                     Shape(std::span<const std::int64_t>(array.shape_ptr(), array.ndim())),
                     Shape(std::span<const std::int64_t>(array.stride_ptr(), array.ndim()))};
+  if (*device == DeviceType::cuda && stream_.handle == nullptr) {
+    const nb::object stream =
+        nb::module_::import_("flashmha.arrays").attr("current_stream")(object);
+    stream_.handle = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
+  }
   owned_[num_owned_++] = std::move(array);
   return result;
 }

@@ -24,6 +24,24 @@ def index_first_axis_residual(input: Tensor, indices: Tensor) -> Tuple[Tensor, T
     return input.index_select(0, indices), input
 
 
+class IndexFirstAxis:
+    """index_first_axis, for programs that call its apply."""
+
+    apply = staticmethod(index_first_axis)
+
+
+class IndexPutFirstAxis:
+    """index_put_first_axis, likewise."""
+
+    apply = staticmethod(index_put_first_axis)
+
+
+class IndexFirstAxisResidual:
+    """index_first_axis_residual, likewise."""
+
+    apply = staticmethod(index_first_axis_residual)
+
+
 def _cu_seqlens(lengths: Tensor) -> Tensor:
     return F.pad(torch.cumsum(lengths, dim=0, dtype=torch.int32), (1, 0))
 
