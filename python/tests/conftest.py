@@ -51,6 +51,20 @@ def device(request):
     return request.param
 
 
+PLACES = [("cpu", "float32"), ("cpu", "bfloat16"), ("cuda", "bfloat16"), ("cuda", "float16")]
+
+
+@pytest.fixture(params=[
+    pytest.param(place, marks=pytest.mark.gpu if place[0] == "cuda" else (), id="-".join(place))
+    for place in PLACES])
+def place(request):
+    """(device, dtype): every type on every device that there is."""
+    import torch
+
+    device, dtype = request.param
+    return device, getattr(torch, dtype)
+
+
 @pytest.fixture
 def rng(request):
     """Random numbers; FLASHMHA_TEST_SEED repeats a run, failures print their seed."""
