@@ -131,10 +131,12 @@ def attention(
 
         out, lse = torch_ops.attend(q, k, v, options)
     else:
+        arrays.wait_for(q, k, v, bias, mask, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k,
+                        seqused_q, seqused_k, block_table)
         out_shape, lse_shape = _result_shapes(q, v, ragged)
         out = arrays.empty(out_shape, q)
         lse = arrays.empty(lse_shape, q, arrays.statistics_dtype(q))
-        _native.attend(q, k, v, out, lse, **options)
+        _native.attend(q, k, v, out, lse, workspace=arrays.pool_of(q), **options)
         out, lse = arrays.give_back(out, q), arrays.give_back(lse, q)
     return (out, lse) if return_lse else out
 
@@ -177,12 +179,14 @@ def attention_backward(
         options.update(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
                        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, seqused_q=seqused_q,
                        seqused_k=seqused_k)
+    arrays.wait_for(dout, q, k, v, out, lse, dlse, bias, mask, sinks, alibi_slopes, cu_seqlens_q,
+                    cu_seqlens_k, seqused_q, seqused_k)
     statistics = arrays.statistics_dtype(q)
     dq, dk, dv = (arrays.empty(x.shape, x) for x in (q, k, v))
     dbias = None if bias is None else arrays.empty(bias.shape, bias, statistics)
     dsinks = None if sinks is None else arrays.empty(sinks.shape, sinks, statistics)
     _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, dbias=dbias,
-                   dsinks=dsinks, **options)
+                   dsinks=dsinks, workspace=arrays.pool_of(q), **options)
     return Gradients(*(None if x is None else arrays.give_back(x, q)
                        for x in (dq, dk, dv, dbias, dsinks)))
 
@@ -228,6 +232,10 @@ def attention_with_kvcache(
     The other options are those of attention. Returns out, or (out, lse) with return_lse.
     """
     _require_rank(q, v_cache, 4)
+    if k is not None:
+        arrays.refuse_immutable(k_cache=k_cache, v_cache=v_cache)
+    arrays.wait_for(q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table,
+                    positions, bias, mask, sinks, alibi_slopes)
     options = _options(causal, window_size, align, (0.0, 0, 0))
     for name in ("dropout_p", "seed", "offset"):
         del options[name]
@@ -239,6 +247,7 @@ def attention_with_kvcache(
         rotary_interleaved=rotary_interleaved, positions=positions, cache_seqlens=cache_seqlens,
         cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, block_table=block_table,
         num_splits=num_splits, softmax_scale=softmax_scale, softcap=softcap,
-        alibi_slopes=alibi_slopes, bias=bias, mask=mask, sinks=sinks, **options)
+        alibi_slopes=alibi_slopes, bias=bias, mask=mask, sinks=sinks,
+        workspace=arrays.pool_of(q), **options)
     out = arrays.give_back(out, q)
     return (out, arrays.give_back(lse, q)) if return_lse else out
