@@ -121,6 +121,10 @@ def rotary(
     may be x; cos, sin float32 [num_positions, rotary_dim / 2]; positions int32 [batch, seqlen] or
     [total]."""
 
+def rotary_tables(parameters: Dict[str, Any], num_positions: int) -> Tuple[Any, Any]:
+    """(cos, sin) of RotaryEmbedding of flashmha/rotary.h, float32 [num_positions, rotary_dim / 2];
+    parameters: members of RotaryConfig as Transformers names them."""
+
 class Tokenizer:
     """Text to token ids and back. Immutable; may be used by many threads."""
 

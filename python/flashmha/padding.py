@@ -78,13 +78,22 @@ def sequences_of(numbers: Tensor) -> Rows:
     return Rows(None, ends, int(ends.diff().max()))
 
 
-def queries_and_keys(mask: Tensor, seqlen_q: int, causal: bool) -> Tuple[Rows, Rows]:
-    """Rows of queries and keys under a mask [batch, seqlen_k] of self-attention (causal: queries
-    are the mask's last columns) or cross-attention (all queries are real).
+def queries_and_keys(mask: Tensor, seqlen_q: int, from_mask: bool) -> Tuple[Rows, Rows]:
+    """Rows of queries and keys under a mask [batch, seqlen_k].
 
-    Booleans mark real tokens; integers number the sequences of a packed batch.
+    from_mask: queries are the mask's last columns (self-attention), but for a single one, which is
+    always real; otherwise all are (cross-attention). Booleans mark real tokens; integers number
+    the sequences of a packed batch.
     """
-    return _kept(mask, ("rows", seqlen_q, causal), lambda: _find_rows(mask, seqlen_q, causal))
+    return _kept(mask, ("rows", seqlen_q, from_mask),
+                 lambda: _find_rows(mask, seqlen_q, from_mask))
+
+
+def as_boolean(mask: Tensor) -> Tensor:
+    """The mask as booleans, non-zero is true: one tensor, whose rows are found once."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask.bool() if torch.compiler.is_compiling() else _kept(mask, "boolean", mask.bool)
 
 
 def is_full(mask: Tensor) -> bool:
@@ -105,13 +114,13 @@ def _kept(mask: Tensor, key: Any, find: Callable[[], Any]) -> Any:
     return known[key]
 
 
-def _find_rows(mask: Tensor, seqlen_q: int, causal: bool) -> Tuple[Rows, Rows]:
+def _find_rows(mask: Tensor, seqlen_q: int, from_mask: bool) -> Tuple[Rows, Rows]:
     batch, seqlen_k = mask.shape
     if mask.dtype != torch.bool:
         queries = keys = sequences_of(mask)
     else:
         keys = rows_of(mask)
-        if not causal or seqlen_q == 1:  # cross-attention, encoders; a step of decoding
+        if not from_mask or seqlen_q == 1:
             queries = all_rows(batch, seqlen_q, mask.device)
         else:
             queries = keys if seqlen_q == seqlen_k else rows_of(mask[:, -seqlen_q:])

@@ -247,7 +247,8 @@ def attention_forward(
         return _dense(q, k, v, mask.bool()[:, None, None], position_bias, options), None
     if mask.dtype == torch.bool and padding.is_full(mask):
         return _dense(q, k, v, None, None, options), None
-    queries, keys = padding.queries_and_keys(mask, q.shape[1], causal)
+    # Who is not causal may be an encoder or attend across: all queries count, which does no harm.
+    queries, keys = padding.queries_and_keys(mask, q.shape[1], from_mask=causal)
     batch, seqlen_q = q.shape[:2]
     options.update(cu_seqlens_q=queries.cu_seqlens, cu_seqlens_k=keys.cu_seqlens,
                    max_seqlen_q=queries.max_seqlen, max_seqlen_k=keys.max_seqlen)

@@ -85,6 +85,31 @@ def test_classes_of_rotary(rng, device):
     assert torch.equal(found[:, :, 0], expected[:, :, 1])
 
 
+@pytest.mark.parametrize("offset", [2, "tensor"])
+def test_rotary_in_place_is_compiled(rng, device, offset):
+    """In one graph; the tensor is changed, also if it is a leaf, and gets its gradient."""
+    cos, sin = tensors(rng, device, (9, 8), (9, 8))
+    if offset == "tensor":
+        offset = int32([1, 4], device)
+    qkv = tensors(rng, device, (2, 5, 3, 4, 32))[0]
+
+    def function(qkv, kv):
+        return (rotary.apply_rotary_emb_qkv_(qkv, cos, sin, seqlen_offsets=offset),
+                rotary.apply_rotary_emb_kv_(kv, cos, sin, seqlen_offsets=offset))
+
+    results = []
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        leaves = [qkv.clone().requires_grad_(), qkv[:, :, 1:].clone().requires_grad_()]
+        outputs = call(*leaves)
+        for x, y in zip(leaves, outputs):
+            assert torch.equal(x, y)
+        gradients = torch.autograd.grad([y.square().sum() for y in outputs], leaves)
+        results.append((*outputs, *gradients))
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("scale_base", [None, 512])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rotary_embedding_in_a_model_of_16_bits(device, dtype, scale_base):

@@ -1,10 +1,12 @@
 """scripts/flash_attn_tests.py, which runs flash_attn's own tests: what it samples, and the CPU in
 the place of "cuda"."""
 
+import importlib.util
 import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -34,33 +36,43 @@ def test_many(seqlen_q, seqlen_k, d, causal, dtype):
 
 def test_one():
     assert torch.zeros(1, device="cuda").sum() == 0
+
+def test_wrong():
+    assert torch.ones(1, device="cuda").sum() == 0
 """
 
 
-def run(path, *arguments):
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(path), "--device", "cpu", "-s", *arguments],
-        capture_output=True, text=True)
-    cases = sorted(re.findall(r"case (.*)", result.stdout))
-    return result.returncode, cases, result.stdout
+def script():
+    spec = importlib.util.spec_from_file_location("flash_attn_tests", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_samples_and_shards(tmp_path):
+def test_sampling():
+    module = script()
+    marks = [(["seqlen_q", "seqlen_k"], [(5, 7), (9, 5000), (30, 40)]), (["d"], [(32,), (64,)]),
+             (["causal"], [(False,), (True,)])]
+
+    def draw(cases=6, seed="0", shard=(1, 1), max_seqlen=100):
+        options = types.SimpleNamespace(cases=cases, seed=seed, shard=shard, max_seqlen=max_seqlen)
+        return [tuple(case.items()) for case in module.Sample(options).draw("test", marks)]
+
+    found = draw()
+    assert len(set(found)) == 6 and all(dict(case)["seqlen_k"] != 5000 for case in found)
+    assert draw() == found and draw(seed="1") != found
+    parts = [draw(shard=(i, 3)) for i in (1, 2, 3)]
+    assert sorted(sum(parts, [])) == sorted(found)
+    assert len(draw(cases=100, max_seqlen=None)) == 12 and len(draw(cases=100)) == 8
+
+
+def test_a_run(tmp_path):
+    """On the CPU: what fails, fails; the rest passes; only the sample runs."""
     path = tmp_path / "test_upstream.py"
     path.write_text(TESTS)
-    code, cases, output = run(path, "--cases", "8", "--max-seqlen", "100")
-    assert code == 0 and "9 passed" in output, output
-    assert len(set(cases)) == 8 and not any("5000" in case for case in cases)
-    assert run(path, "--cases", "8", "--max-seqlen", "100")[1] == cases
-    assert run(path, "--cases", "8", "--max-seqlen", "100", "--seed", "1")[1] != cases
-    parts = [run(path, "--cases", "8", "--max-seqlen", "100", "--shard", f"{i}/3")[1]
-             for i in (1, 2, 3)]
-    assert sorted(sum(parts, [])) == cases
-    assert len(run(path, "--cases", "1000", "-k", "many")[1]) == 36
-
-
-def test_a_failure_is_one(tmp_path):
-    path = tmp_path / "test_upstream.py"
-    path.write_text(TESTS.replace("out.shape == q.shape", "False"))
-    code, _, output = run(path, "--cases", "2")
-    assert code == 1 and "2 failed, 1 passed" in output
+    result = subprocess.run([sys.executable, str(SCRIPT), str(path), "--device", "cpu", "--cases",
+                             "4", "--max-seqlen", "100", "-s"], capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "1 failed, 5 passed" in result.stdout and "test_wrong" in result.stdout
+    cases = re.findall(r"case (.*)", result.stdout)
+    assert len(set(cases)) == 4 and not any("5000" in case for case in cases)

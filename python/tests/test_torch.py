@@ -230,8 +230,8 @@ def check_operators(rng, q, k, v):
     torch.library.opcheck(
         torch.ops.flashmha.attend_to_cache.default,
         (q[:, :1].detach(), *cache, *new, None, None, False,
-         torch.tensor([3, 5], dtype=torch.int32), None, None, None, None, 0, None, True, -1, -1,
-         0.0))
+         torch.tensor([3, 5], dtype=torch.int32), None, None, None, None, None, 0, None, True, -1,
+         -1, 0.0))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

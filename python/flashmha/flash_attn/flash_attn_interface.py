@@ -275,7 +275,7 @@ def flash_attn_with_kvcache(
         maybe_contiguous(q), k_cache, v_cache, maybe_contiguous(k), maybe_contiguous(v), rotary_cos,
         rotary_sin, rotary_interleaved, maybe_contiguous(cache_seqlens),
         maybe_contiguous(cache_batch_idx), maybe_contiguous(cache_leftpad),
-        maybe_contiguous(block_table), alibi_slopes, num_splits, softmax_scale, causal,
+        maybe_contiguous(block_table), alibi_slopes, None, num_splits, softmax_scale, causal,
         max(window_size[0], -1), max(window_size[1], -1), max(softcap, 0.0))
     with familiar_errors(q, k_cache, v_cache, alibi_slopes):
         out, lse = torch_ops.attend_to_cache(*arguments)

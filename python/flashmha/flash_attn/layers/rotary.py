@@ -116,6 +116,17 @@ class _RotateInPlace(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+def _rotate_in_place(packed, parts_of, tables, interleaved, seqlen_offsets):
+    if not torch.compiler.is_compiling():
+        return _RotateInPlace.apply(packed, parts_of, tables, interleaved, seqlen_offsets)
+    rotated = packed.clone()
+    for part, (cos, sin) in zip(parts_of(rotated), tables):
+        part.copy_(apply_rotary_emb(part, cos, sin, interleaved, seqlen_offsets=seqlen_offsets))
+    with torch.no_grad():
+        packed.copy_(rotated)
+    return rotated
+
+
 def apply_rotary_emb_qkv_(
     qkv: Tensor,
     cos: Tensor,
@@ -129,16 +140,16 @@ def apply_rotary_emb_qkv_(
     """Rotates q and k inside qkv, in place; qkv (batch, seqlen, 3, nheads, headdim), or (batch,
     seqlen, num_heads_q + 2 * num_heads_k, headdim) with num_heads_q."""
     tables = ((cos, sin), (cos if cos_k is None else cos_k, sin if sin_k is None else sin_k))
-    return _RotateInPlace.apply(qkv, lambda t: _queries_and_keys(t, num_heads_q), tables,
-                                interleaved, seqlen_offsets)
+    return _rotate_in_place(qkv, lambda t: _queries_and_keys(t, num_heads_q), tables, interleaved,
+                            seqlen_offsets)
 
 
 def apply_rotary_emb_kv_(kv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False,
                          seqlen_offsets: Union[int, Tensor] = 0) -> Tensor:
     """Rotates k inside kv (batch, seqlen, 2, nheads, headdim), in place."""
     assert kv.dim() == 5 and kv.shape[2] == 2
-    return _RotateInPlace.apply(kv, lambda t: (t[:, :, 0],), ((cos, sin),), interleaved,
-                                seqlen_offsets)
+    return _rotate_in_place(kv, lambda t: (t[:, :, 0],), ((cos, sin),), interleaved,
+                            seqlen_offsets)
 
 
 class ApplyRotaryEmbQKV_:
