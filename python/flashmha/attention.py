@@ -9,6 +9,7 @@ strides are free but for the last dimension. Nothing is copied.
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any, NamedTuple, Optional, Tuple, Union
 
@@ -40,6 +41,13 @@ def _window(window_size):
     left, right = window_size
     return (-1 if left is None else operator.index(left),
             -1 if right is None else operator.index(right))
+
+
+@functools.lru_cache(maxsize=None)
+def _torch_ops():
+    from . import torch_ops
+
+    return torch_ops
 
 
 def _result_shapes(q, v, ragged):
@@ -111,14 +119,13 @@ def attention(
     Returns out, or (out, lse) with return_lse. A query that sees no key has out 0 and lse -inf.
     """
     ragged = cu_seqlens_q is not None
-    _require_rank(q, v, 3 if ragged else 4)
     if (bias is None and mask is None and sinks is None and alibi_slopes is None and not ragged and
             dropout[0] == 0.0 and align == "bottom_right" and arrays.is_torch(q)):
-        from .torch_ops import quick_attend
-
-        results = quick_attend(q, k, v, softmax_scale, causal, *_window(window_size), softcap)
+        results = _torch_ops().quick_attend(q, k, v, softmax_scale, causal, *_window(window_size),
+                                            softcap, deterministic)
         if results is not None:
             return results if return_lse else results[0]
+    _require_rank(q, v, 3 if ragged else 4)
     options = _options(causal, window_size, align, dropout, softmax_scale=softmax_scale,
                        softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
                        sinks=sinks, deterministic=deterministic)
@@ -127,9 +134,7 @@ def attention(
                        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, seqused_q=seqused_q,
                        seqused_k=seqused_k, block_table=block_table)
     if arrays.is_torch(q):
-        from . import torch_ops
-
-        out, lse = torch_ops.attend(q, k, v, options)
+        out, lse = _torch_ops().attend(q, k, v, options)
     else:
         arrays.wait_for(q, k, v, bias, mask, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k,
                         seqused_q, seqused_k, block_table)

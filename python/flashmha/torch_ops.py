@@ -80,24 +80,48 @@ def _quick_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
     return out, _empty_like(template, memory_format=_contiguous)
 
 
+class _QuickAttend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, softmax_scale, causal, window_left, window_right, softcap,
+                deterministic):
+        out, lse = _quick_results(q, v)
+        _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
+                               softcap, workspace if q.is_cuda else None)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = (softmax_scale, causal, window_left, window_right, softcap, deterministic)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        names = ("softmax_scale", "causal", "window_left", "window_right", "softcap",
+                 "deterministic")
+        gradients = _differentiate(*ctx.saved_tensors, None, None, dict(zip(names, ctx.options)),
+                                   dout, dlse, (False, False))
+        return (*gradients[:3], *(None for _ in names))
+
+
 def quick_attend(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: Optional[float], causal: bool,
-    window_left: int, window_right: int, softcap: float,
+    window_left: int, window_right: int, softcap: float, deterministic: bool,
 ) -> Optional[Tuple[Tensor, Tensor]]:
-    """out and lse of a call without gradient that nobody watches; None for all others.
+    """out and lse of a call that nobody watches; None for all others.
 
     Small calls spend more time here than in the kernel: nothing is done twice.
     """
-    if (type(q) is not Tensor or _is_compiling() or q.dim() != 4 or
-            not (q.is_cuda or q.is_cpu) or _len_dispatch_stack() != 0 or
+    if not (type(q) is type(k) is type(v) is Tensor) or _is_compiling() or q.dim() != 4:
+        return None
+    on_gpu = q.is_cuda
+    if (not (on_gpu or q.is_cpu) or _len_dispatch_stack() != 0 or
             _peek_interpreter() is not None or q.dtype is torch.float64 or
-            _is_autocast_enabled("cuda" if q.is_cuda else "cpu")):
+            _is_autocast_enabled("cuda" if on_gpu else "cpu")):
         return None
     if _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return None
+        return _QuickAttend.apply(q, k, v, softmax_scale, causal, window_left, window_right,
+                                  softcap, deterministic)
     out, lse = _quick_results(q, v)
     _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
-                           softcap, workspace if q.is_cuda else None)
+                           softcap, workspace if on_gpu else None)
     return out, lse
 
 
@@ -119,25 +143,28 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        q, k, v, out, lse, bias, sinks = ctx.saved_tensors
-        if dout is None and dlse is None:
-            return (None,) * 6
-        dout = torch.zeros_like(out) if dout is None else unit_stride(dout)
-        dlse = None if dlse is None else dlse.contiguous()
-        needs_dbias, needs_dsinks = ctx.needs_input_grad[3:5]
-        if torch.is_grad_enabled():  # create_graph: the operator knows that this is the end
-            options = _with_rng_state(dict(ctx.options, bias=bias, sinks=sinks))
-            dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
-                dout, dlse, q, k, v, out, lse, *_positional(options), needs_dbias, needs_dsinks)
-        else:
-            dq, dk, dv, dbias, dsinks = new_gradients(q, k, v, bias, sinks, needs_dbias,
-                                                      needs_dsinks)
-            _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, bias=bias,
-                           sinks=sinks, dbias=dbias if needs_dbias else None,
-                           dsinks=dsinks if needs_dsinks else None, workspace=pool_of(q),
-                           **ctx.options)
-        return (dq, dk, dv, dbias.to(bias.dtype) if needs_dbias else None,
-                dsinks.to(sinks.dtype) if needs_dsinks else None, None)
+        *gradients, dbias, dsinks = _differentiate(
+            *ctx.saved_tensors, ctx.options, dout, dlse, ctx.needs_input_grad[3:5])
+        return (*gradients, dbias, dsinks, None)
+
+
+def _differentiate(q, k, v, out, lse, bias, sinks, options, dout, dlse, needed):
+    """Gradients of q, k, v, bias and sinks; needed: whether of the last two."""
+    if dout is None and dlse is None:
+        return (None,) * 5
+    dout = torch.zeros_like(out) if dout is None else unit_stride(dout)
+    dlse = None if dlse is None else dlse.contiguous()
+    if torch.is_grad_enabled():  # create_graph: the operator knows that this is the end
+        given = _with_rng_state(dict(options, bias=bias, sinks=sinks))
+        dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
+            dout, dlse, q, k, v, out, lse, *_positional(given), *needed)
+    else:
+        dq, dk, dv, dbias, dsinks = new_gradients(q, k, v, bias, sinks, *needed)
+        _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, bias=bias,
+                       sinks=sinks, dbias=dbias if needed[0] else None,
+                       dsinks=dsinks if needed[1] else None, workspace=pool_of(q), **options)
+    return (dq, dk, dv, dbias.to(bias.dtype) if needed[0] else None,
+            dsinks.to(sinks.dtype) if needed[1] else None)
 
 
 _DEFAULTS = dict(max_seqlen_q=0, max_seqlen_k=0, softmax_scale=None, causal=False, window_left=-1,

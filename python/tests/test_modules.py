@@ -81,7 +81,7 @@ def test_values_and_gradients(place, case, padding):
     slack = 1e-4 if dtype == torch.float32 else 0.02
     plain_attention.assert_accurate(out[real], plain_out, true_out, slack=slack)
     for a, b, c in zip(found, plain_gradients, true_gradients):
-        plain_attention.assert_accurate(a, b, c, factor=3, slack=slack * c.abs().max().item())
+        plain_attention.assert_accurate(a, b, c, factor=3, slack=slack)
 
 
 def test_tables_stay_float32_in_a_model_of_16_bits(device):

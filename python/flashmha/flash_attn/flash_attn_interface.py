@@ -62,7 +62,7 @@ def _call(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi
     if dropout_p == 0.0 and alibi_slopes is None and not return_attn_probs and ragged is None:
         try:
             results = torch_ops.quick_attend(q, k, v, softmax_scale, causal, window_size[0],
-                                             window_size[1], softcap)
+                                             window_size[1], softcap, deterministic)
             if results is not None and q.shape[0] > 0:
                 return results[0]
         except (InvalidArgument, Unsupported):  # said below, or served there
