@@ -16,13 +16,15 @@ from .errors import Unsupported
 
 # Options of both operators, in the order of their schemas.
 TENSORS = ("bias", "sinks", "mask", "alibi_slopes", "cu_seqlens_q", "cu_seqlens_k", "seqused_q",
-            "seqused_k", "block_table", "rng_state")
-VALUES = ("max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal", "window_left",
-           "window_right", "top_left", "softcap", "dropout_p", "deterministic")
+           "seqused_k", "block_table", "rng_state")
+VALUES = ("max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal", "window_left", "window_right",
+          "top_left", "softcap", "dropout_p", "deterministic")
 _SCHEMA = (", ".join(f"Tensor? {name}" for name in TENSORS) +
            ", SymInt max_seqlen_q, SymInt max_seqlen_k, float? softmax_scale, bool causal, "
            "SymInt window_left, SymInt window_right, bool top_left, float softcap, "
            "float dropout_p, bool deterministic")
+
+are_deterministic = torch.are_deterministic_algorithms_enabled
 
 _library = torch.library.Library("flashmha", "DEF")
 _library.define(f"attend(Tensor q, Tensor k, Tensor v, {_SCHEMA}) -> (Tensor out, Tensor lse)")
@@ -111,11 +113,13 @@ def _attend_backward(dout, dlse, q, k, v, out, lse, *options):
     n = len(TENSORS)
     dout, q, k, v = (unit_stride(x) for x in (dout, q, k, v))
     dlse = None if dlse is None else dlse.contiguous()
+    native = _native_options(options[:n], options[n:])
+    native["deterministic"] = native["deterministic"] or are_deterministic()
     gradients = new_gradients(q, k, v, options[0], options[1], needs_dbias, needs_dsinks)
     dq, dk, dv, dbias, dsinks = gradients
     _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv,
                    dbias=dbias if needs_dbias else None, dsinks=dsinks if needs_dsinks else None,
-                   workspace=pool_of(q), **_native_options(options[:n], options[n:]))
+                   workspace=pool_of(q), **native)
     return gradients
 
 

@@ -17,6 +17,7 @@ from . import torch_operators as operators
 from .torch_operators import (
     TENSORS,
     VALUES,
+    are_deterministic,
     new_gradients,
     new_results,
     pool_of,
@@ -159,6 +160,8 @@ def _differentiate(q, k, v, out, lse, bias, sinks, options, dout, dlse, needed):
         dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
             dout, dlse, q, k, v, out, lse, *_positional(given), *needed)
     else:
+        if are_deterministic():
+            options = dict(options, deterministic=True)
         dq, dk, dv, dbias, dsinks = new_gradients(q, k, v, bias, sinks, *needed)
         _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, bias=bias,
                        sinks=sinks, dbias=dbias if needed[0] else None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _native, torch_ops
 from ..errors import Unsupported
-from ..torch_operators import pool_of
+from ..torch_operators import are_deterministic, pool_of
 from . import dropout
 from .rules import familiar_errors, require, require_batch
 
@@ -160,6 +160,7 @@ def _backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, options, deterministi
     if dropout_p > 0 and rng_state is None:  # as the forward: the next one of the generator
         rng_state = torch_ops.new_rng_state(q)
     require_batch(q, options)
+    deterministic = deterministic or are_deterministic()
     with torch.no_grad(), familiar_errors(q, k, v, options["alibi_slopes"]):
         if torch_ops.is_plain_call(q) and all(x.stride(-1) == 1 for x in gradients):
             seed, offset = rng_state.tolist() if dropout_p > 0 else (0, 0)
