@@ -3,7 +3,7 @@
 
     python scripts/flash_attn_tests.py tests/test_flash_attn.py [--cases 20] [--seed 0] [...]
 
-The path is a test file of flash_attn 2.8.3 (it is in its source distribution; this repository has no
+The path is a test file of flash_attn 2.8.3 (its source distribution has it; this repository has no
 copy). Its hundreds of thousands of cases are sampled: --cases of every test function, by --seed;
 --shard 2/5 takes the second fifth of these. --max-seqlen leaves out longer sequences. On a machine
 without a GPU, or with --device cpu, what the tests ask of "cuda" is given on the CPU. All other

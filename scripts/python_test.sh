@@ -57,7 +57,7 @@ else
     "$python" -m venv --clear --system-site-packages "$venv" >"$log" 2>&1 ||
       skip "no python3 with venv (Debian: python3-venv)"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --timeout 20 --retries 1 \
-      --ignore-installed cmake nanobind scikit-build-core pytest numpy >"$log" 2>&1 ||
+      --ignore-installed cmake nanobind scikit-build-core pytest numpy ruff >"$log" 2>&1 ||
       skip "pip cannot reach its package index"
   fi
   python=$venv/bin/python

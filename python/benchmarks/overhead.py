@@ -1,9 +1,10 @@
 """What a call costs besides its arithmetic:  python overhead.py [calls a round]
 
-On a GPU: the CPU's time for queueing a call (batch 2, sequence 256, 8 heads, head_dim 64, bfloat16),
-beside PyTorch's scaled_dot_product_attention with its flash backend; without waiting for the GPU. On
-a CPU, where calls compute: the whole call, and the same on tensors of one token, where next to
-nothing is left to compute. All functions take turns, round by round; medians and smallest times.
+On a GPU: the CPU's time for queueing a call (batch 2, sequence 256, 8 heads, head_dim 64,
+bfloat16), beside PyTorch's scaled_dot_product_attention with its flash backend; without waiting for
+the GPU. On a CPU, where calls compute: the whole call, and the same on tensors of one token, where
+next to nothing is left to compute. All functions take turns, round by round; medians and smallest
+times.
 """
 
 import contextlib

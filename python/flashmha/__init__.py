@@ -26,6 +26,7 @@ __all__ = [
     "Generated",
     "Gradients",
     "InvalidArgument",
+    "KVCache",
     "Loss",
     "Model",
     "OutOfMemory",
@@ -50,15 +51,14 @@ __all__ = [
 
 # What needs PyTorch (or Transformers) is imported when it is asked for.
 _MODULES = ("flash_attn", "modules", "torch_ops", "transformers")
+_OF_MODULES = ("FlashMultiHeadAttention", "KVCache")
 
 
 def __getattr__(name):
     if name in _MODULES:
         return _importlib.import_module(f"{__name__}.{name}")
-    if name == "FlashMultiHeadAttention":
-        from .modules import FlashMultiHeadAttention
-
-        return FlashMultiHeadAttention
+    if name in _OF_MODULES:
+        return getattr(_importlib.import_module(f"{__name__}.modules"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

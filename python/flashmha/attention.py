@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Optional, Tuple, Union
 
 from . import _native, arrays
 
+__all__ = ["Gradients", "attention", "attention_backward", "attention_with_kvcache"]
+
 Array = Any
 
 

@@ -8,9 +8,11 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import sys
-from typing import Iterable, Optional
+from typing import Any, Iterable, Optional
 
 from .errors import Error
+
+__all__ = ["install_as_flash_attn"]
 
 _OURS = "flashmha.flash_attn"
 _THEIRS = "flash_attn"
@@ -71,10 +73,9 @@ class _Finder(importlib.metadata.DistributionFinder):
         return importlib.machinery.ModuleSpec(fullname, _Loader(), origin=found.origin,
                                               is_package=is_package)
 
-    def find_distributions(
-        self, context=importlib.metadata.DistributionFinder.Context()
-    ) -> Iterable[importlib.metadata.Distribution]:
-        if context.name is None or context.name.replace("_", "-").lower() == "flash-attn":
+    def find_distributions(self, context: Any = None) -> Iterable[importlib.metadata.Distribution]:
+        name = getattr(context, "name", None)
+        if name is None or name.replace("_", "-").lower() == "flash-attn":
             yield _Distribution()
 
 

@@ -17,7 +17,7 @@ import glob
 import importlib.util
 import os
 import shutil
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 from . import _native, arrays
 from ._native import Tokenizer

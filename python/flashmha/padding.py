@@ -7,6 +7,16 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Rows",
+    "all_rows",
+    "as_boolean",
+    "is_full",
+    "queries_and_keys",
+    "rows_of",
+    "sequences_of",
+]
+
 
 class _Gather(torch.autograd.Function):
     """x[rows] for rows that differ: [batch, seqlen, ...] -> [total, ...]."""
@@ -56,6 +66,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(mask: Tensor) -> Rows:
+    """The real tokens of a boolean mask [batch, seqlen]."""
     lengths = mask.sum(-1, dtype=torch.int32)
     return Rows(mask.nonzero(as_tuple=True), _ends(lengths), int(lengths.max()))
 
@@ -65,6 +76,7 @@ def _ends(lengths: Tensor) -> Tensor:
 
 
 def all_rows(batch: int, seqlen: int, device: torch.device) -> Rows:
+    """All tokens of a batch [batch, seqlen]."""
     ends = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
     return Rows(None, ends, seqlen)
 

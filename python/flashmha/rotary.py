@@ -9,6 +9,8 @@ from torch import Tensor
 
 from . import _native
 
+__all__ = ["RotaryTables"]
+
 
 class RotaryTables:
     """cos and sin, float32 [num_positions, rotary_dim / 2], on the devices that ask for them.

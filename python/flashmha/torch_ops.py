@@ -26,6 +26,17 @@ from .torch_operators import (
     workspace,
 )
 
+__all__ = [
+    "attend",
+    "attend_backward",
+    "attend_to_cache",
+    "autocast",
+    "is_plain_call",
+    "new_rng_state",
+    "quick_attend",
+    "rotary",
+]
+
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled

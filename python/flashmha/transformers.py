@@ -20,13 +20,14 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers import masking_utils
+from transformers import AttentionInterface, masking_utils
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import generic
 
 from . import padding, torch_ops
 from .errors import InvalidArgument, Unsupported
+
+__all__ = ["NAME", "attention_forward", "attention_mask", "register"]
 
 NAME = "flashmha"
 

@@ -2,8 +2,9 @@
 
 import math
 
-import reference
 import torch
+
+import reference
 
 
 def visible(seqlen_q, seqlen_k, causal=False, window_size=(-1, -1), device=None):

@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+
 import reference
 
 torch = pytest.importorskip("torch")
-import plain  # noqa: E402
-from flashmha import flash_attn  # noqa: E402
-from flashmha.flash_attn import bert_padding, flash_attn_interface  # noqa: E402
-from flashmha.flash_attn.layers import rotary  # noqa: E402
+from flashmha import flash_attn
+from flashmha.flash_attn import bert_padding, flash_attn_interface
+from flashmha.flash_attn.layers import rotary
+
+import plain
 
 # Arguments and defaults, read off the documentation of flash_attn 2.8.3.
 TAIL = ("dropout_p=0.0 softmax_scale=None causal=False window_size=(-1,-1) softcap=0.0 "

@@ -9,14 +9,14 @@ import types
 import pytest
 
 torch = pytest.importorskip("torch")
-from flashmha import flash_attn, torch_ops  # noqa: E402
-from flashmha.flash_attn import (  # noqa: E402
+from flashmha import flash_attn, torch_ops
+from flashmha.flash_attn import (
     bert_padding,
     flash_attn_2_cuda,
     flash_attn_interface,
     rules,
 )
-from flashmha.flash_attn.layers import rotary  # noqa: E402
+from flashmha.flash_attn.layers import rotary
 
 
 def tensors(rng, device, *shapes, grad=False):

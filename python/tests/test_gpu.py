@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-import plain  # noqa: E402
-from flashmha import torch_operators  # noqa: E402
-from flashmha.flash_attn import (  # noqa: E402
+from flashmha import torch_operators
+from flashmha.flash_attn import (
     flash_attn_func,
     flash_attn_varlen_func,
     flash_attn_with_kvcache,
 )
+
+import plain
 
 pytestmark = pytest.mark.gpu
 

@@ -6,10 +6,11 @@ import json
 import pytest
 
 torch = pytest.importorskip("torch")
-import flashmha  # noqa: E402
-import plain as plain_attention  # noqa: E402
-from flashmha.flash_attn.layers.rotary import apply_rotary_emb_torch  # noqa: E402
-from test_model import CHECKPOINTS, needs_checkpoints  # noqa: E402
+import flashmha
+from flashmha.flash_attn.layers.rotary import apply_rotary_emb_torch
+
+import plain as plain_attention
+from test_model import CHECKPOINTS, needs_checkpoints
 
 
 def build(device="cpu", dtype=torch.float32, **options):

@@ -4,8 +4,9 @@ import flashmha
 import pytest
 
 torch = pytest.importorskip("torch")
-import plain  # noqa: E402
-from flashmha import torch_ops  # noqa: E402
+from flashmha import torch_ops
+
+import plain
 
 
 def random_qkv(rng, device="cpu", dtype=None, batch=2, seqlen_q=11, seqlen_k=17, heads=(4, 2),

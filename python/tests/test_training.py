@@ -11,6 +11,7 @@ import threading
 import flashmha
 import numpy as np
 import pytest
+
 from test_model import needs_program, program
 
 SIZES = dict(num_layers=2, hidden_size=32, num_heads=4)

@@ -10,9 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-import flashmha  # noqa: E402
-import plain as plain_attention  # noqa: E402
-from transformers import masking_utils  # noqa: E402
+import flashmha
+from transformers import masking_utils
+
+import plain as plain_attention
 
 flashmha.transformers.register()
 transformers.logging.set_verbosity_error()

@@ -8,6 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "IndexFirstAxis",
+    "IndexFirstAxisResidual",
+    "IndexPutFirstAxis",
+    "index_first_axis",
+    "index_first_axis_residual",
+    "index_put_first_axis",
+    "pad_input",
+    "unpad_input",
+    "unpad_input_for_concatenated_sequences",
+]
+
 
 def index_first_axis(input: Tensor, indices: Tensor) -> Tensor:
     """input[indices]: [n, ...] and int64 [m] -> [m, ...]."""

@@ -283,7 +283,7 @@ def flash_attn_with_kvcache(
 
 
 # They call the functions above.
-from .autograd_functions import (  # noqa: E402
+from .autograd_functions import (
     FlashAttnFunc,
     FlashAttnKVPackedFunc,
     FlashAttnQKVPackedFunc,

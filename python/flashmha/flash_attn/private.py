@@ -16,14 +16,16 @@ from .rules import familiar_errors, require, require_batch
 
 
 def maybe_contiguous(x: Optional[Tensor]) -> Optional[Tensor]:
+    """x, or a copy of it whose last dimension has stride 1."""
     return x.contiguous() if x is not None and x.stride(-1) != 1 else x
 
 
 def round_multiple(x: int, m: int) -> int:
+    """The next multiple of m."""
     return (x + m - 1) // m * m
 
 
-def _get_block_size_n(device, head_dim: int, is_dropout: bool, is_causal: bool) -> int:
+def _get_block_size_n(device: Any, head_dim: int, is_dropout: bool, is_causal: bool) -> int:
     """Columns of the probabilities of return_attn_probs that share a maximum: all of them."""
     assert head_dim <= 256
     return 2**30

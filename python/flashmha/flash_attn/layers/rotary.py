@@ -10,6 +10,19 @@ from torch import Tensor
 from ... import torch_ops
 from ..ops.triton.rotary import apply_rotary, check, positions_of
 
+__all__ = [
+    "ApplyRotaryEmb",
+    "ApplyRotaryEmbKV_",
+    "ApplyRotaryEmbQKV_",
+    "RotaryEmbedding",
+    "apply_rotary_emb",
+    "apply_rotary_emb_func",
+    "apply_rotary_emb_kv_",
+    "apply_rotary_emb_qkv_",
+    "apply_rotary_emb_torch",
+    "rotate_half",
+]
+
 
 class ApplyRotaryEmb(torch.autograd.Function):
     """In place: x itself is rotated and returned, and so is the gradient that comes back."""
