@@ -1,5 +1,5 @@
-# The CUDA toolkit, for src/cuda. Its runtime is linked statically; cuBLASLt, whose static form is
-# hundreds of megabytes, is a shared library that the system of a user must have.
+# The CUDA toolkit, for src/cuda. Its runtime is linked statically; cuBLASLt is loaded by name when
+# it is first needed (src/cuda/ops/cublaslt.h says why).
 if(CMAKE_CXX_COMPILER_LAUNCHER AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
@@ -19,4 +19,10 @@ find_package(CUDAToolkit REQUIRED)
 if(NOT TARGET CUDA::cublasLt)
   message(FATAL_ERROR "FlashMHA needs cuBLASLt of the CUDA toolkit: cublasLt.h and libcublasLt.so")
 endif()
-list(APPEND FLASHMHA_LINKED CUDA::cudart_static CUDA::cublasLt)
+list(APPEND FLASHMHA_LINKED CUDA::cudart_static)
+
+# The name that programs load it by: libcublasLt.so.13 of libcublasLt.so.13.1.0.
+get_target_property(cublaslt_file CUDA::cublasLt IMPORTED_LOCATION)
+file(REAL_PATH "${cublaslt_file}" cublaslt_file)
+get_filename_component(cublaslt_name "${cublaslt_file}" NAME)
+string(REGEX REPLACE "(\\.so\\.[0-9]+).*" "\\1" FLASHMHA_CUBLASLT "${cublaslt_name}")

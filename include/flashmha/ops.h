@@ -246,8 +246,8 @@ struct AdamWOptions {
 struct AdamWStep {
   // float32 [3]: learning rate, 1 / (1 - beta1^step), 1 / (1 - beta2^step); see adamw_schedule.
   TensorView schedule = {};
-  // float32 [1], from gradient_norm(); if it is not finite, nothing is changed. Not given: gradients
-  // are taken as they are, and max_gradient_norm must be 0.
+  // float32 [1], from gradient_norm(); if it is not finite, nothing is changed. Not given:
+  // gradients are taken as they are, and max_gradient_norm must be 0.
   TensorView gradient_norm = {};
 };
 

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -154,5 +155,13 @@ void run(const Plan& plan, const AttentionCall& call, std::span<std::byte> works
 // Plans and runs a call whose results the caller owns; allocates the workspace. Rows of a ragged
 // call that belong to no sequence are written too: out and gradients 0, lse -inf.
 void run(const AttentionCall& call, Stream stream = {});
+
+// Memory of `bytes` bytes on the call's device, 64-byte aligned, that stays until what has been
+// queued on the call's stream is done.
+using WorkspaceAllocator = std::function<std::byte*(std::size_t bytes)>;
+
+// The same with a workspace from somebody else's pool. `allocate` is called once, or not at all if
+// no workspace is needed.
+void run(const AttentionCall& call, const WorkspaceAllocator& allocate, Stream stream = {});
 
 }  // namespace flashmha

@@ -9,10 +9,13 @@ strides are free but for the last dimension. Nothing is copied.
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any, NamedTuple, Optional, Tuple, Union
 
 from . import _native, arrays
+
+__all__ = ["Gradients", "attention", "attention_backward", "attention_with_kvcache"]
 
 Array = Any
 
@@ -30,11 +33,23 @@ class Gradients(NamedTuple):
 def _options(causal, window_size, align, dropout, **others):
     if align not in ("bottom_right", "top_left"):
         raise ValueError(f"align must be 'bottom_right' or 'top_left'; got {align!r}")
-    left, right = window_size
+    left, right = _window(window_size)
     p, seed, offset = dropout
-    return dict(causal=bool(causal), window_left=-1 if left is None else operator.index(left),
-                window_right=-1 if right is None else operator.index(right),
+    return dict(causal=bool(causal), window_left=left, window_right=right,
                 top_left=align == "top_left", dropout_p=p, seed=seed, offset=offset, **others)
+
+
+def _window(window_size):
+    left, right = window_size
+    return (-1 if left is None else operator.index(left),
+            -1 if right is None else operator.index(right))
+
+
+@functools.lru_cache(maxsize=None)
+def _torch_ops():
+    from . import torch_ops
+
+    return torch_ops
 
 
 def _result_shapes(q, v, ragged):
@@ -106,6 +121,12 @@ def attention(
     Returns out, or (out, lse) with return_lse. A query that sees no key has out 0 and lse -inf.
     """
     ragged = cu_seqlens_q is not None
+    if (bias is None and mask is None and sinks is None and alibi_slopes is None and not ragged and
+            dropout[0] == 0.0 and align == "bottom_right" and arrays.is_torch(q)):
+        results = _torch_ops().quick_attend(q, k, v, softmax_scale, causal, *_window(window_size),
+                                            softcap, deterministic)
+        if results is not None:
+            return results if return_lse else results[0]
     _require_rank(q, v, 3 if ragged else 4)
     options = _options(causal, window_size, align, dropout, softmax_scale=softmax_scale,
                        softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, mask=mask,
@@ -115,14 +136,14 @@ def attention(
                        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, seqused_q=seqused_q,
                        seqused_k=seqused_k, block_table=block_table)
     if arrays.is_torch(q):
-        from . import torch_ops
-
-        out, lse = torch_ops.attend(q, k, v, options)
+        out, lse = _torch_ops().attend(q, k, v, options)
     else:
+        arrays.wait_for(q, k, v, bias, mask, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k,
+                        seqused_q, seqused_k, block_table)
         out_shape, lse_shape = _result_shapes(q, v, ragged)
         out = arrays.empty(out_shape, q)
         lse = arrays.empty(lse_shape, q, arrays.statistics_dtype(q))
-        _native.attend(q, k, v, out, lse, **options)
+        _native.attend(q, k, v, out, lse, workspace=arrays.pool_of(q), **options)
         out, lse = arrays.give_back(out, q), arrays.give_back(lse, q)
     return (out, lse) if return_lse else out
 
@@ -165,12 +186,14 @@ def attention_backward(
         options.update(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
                        max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, seqused_q=seqused_q,
                        seqused_k=seqused_k)
+    arrays.wait_for(dout, q, k, v, out, lse, dlse, bias, mask, sinks, alibi_slopes, cu_seqlens_q,
+                    cu_seqlens_k, seqused_q, seqused_k)
     statistics = arrays.statistics_dtype(q)
     dq, dk, dv = (arrays.empty(x.shape, x) for x in (q, k, v))
     dbias = None if bias is None else arrays.empty(bias.shape, bias, statistics)
     dsinks = None if sinks is None else arrays.empty(sinks.shape, sinks, statistics)
     _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, dbias=dbias,
-                   dsinks=dsinks, **options)
+                   dsinks=dsinks, workspace=arrays.pool_of(q), **options)
     return Gradients(*(None if x is None else arrays.give_back(x, q)
                        for x in (dq, dk, dv, dbias, dsinks)))
 
@@ -216,6 +239,10 @@ def attention_with_kvcache(
     The other options are those of attention. Returns out, or (out, lse) with return_lse.
     """
     _require_rank(q, v_cache, 4)
+    if k is not None:
+        arrays.refuse_immutable(k_cache=k_cache, v_cache=v_cache)
+    arrays.wait_for(q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table,
+                    positions, bias, mask, sinks, alibi_slopes)
     options = _options(causal, window_size, align, (0.0, 0, 0))
     for name in ("dropout_p", "seed", "offset"):
         del options[name]
@@ -227,6 +254,7 @@ def attention_with_kvcache(
         rotary_interleaved=rotary_interleaved, positions=positions, cache_seqlens=cache_seqlens,
         cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, block_table=block_table,
         num_splits=num_splits, softmax_scale=softmax_scale, softcap=softcap,
-        alibi_slopes=alibi_slopes, bias=bias, mask=mask, sinks=sinks, **options)
+        alibi_slopes=alibi_slopes, bias=bias, mask=mask, sinks=sinks,
+        workspace=arrays.pool_of(q), **options)
     out = arrays.give_back(out, q)
     return (out, arrays.give_back(lse, q)) if return_lse else out

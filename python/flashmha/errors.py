@@ -3,6 +3,8 @@
 Error is a RuntimeError, which is what users of flash_attn catch.
 """
 
+__all__ = ["DeviceError", "Error", "FileError", "InvalidArgument", "OutOfMemory", "Unsupported"]
+
 
 class Error(RuntimeError):
     """What flashmha raises on purpose; the message names the function, the rule and the values."""

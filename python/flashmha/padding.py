@@ -7,6 +7,16 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+__all__ = [
+    "Rows",
+    "all_rows",
+    "as_boolean",
+    "is_full",
+    "queries_and_keys",
+    "rows_of",
+    "sequences_of",
+]
+
 
 class _Gather(torch.autograd.Function):
     """x[rows] for rows that differ: [batch, seqlen, ...] -> [total, ...]."""
@@ -56,6 +66,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(mask: Tensor) -> Rows:
+    """The real tokens of a boolean mask [batch, seqlen]."""
     lengths = mask.sum(-1, dtype=torch.int32)
     return Rows(mask.nonzero(as_tuple=True), _ends(lengths), int(lengths.max()))
 
@@ -65,6 +76,7 @@ def _ends(lengths: Tensor) -> Tensor:
 
 
 def all_rows(batch: int, seqlen: int, device: torch.device) -> Rows:
+    """All tokens of a batch [batch, seqlen]."""
     ends = torch.arange(batch + 1, dtype=torch.int32, device=device) * seqlen
     return Rows(None, ends, seqlen)
 
@@ -78,13 +90,22 @@ def sequences_of(numbers: Tensor) -> Rows:
     return Rows(None, ends, int(ends.diff().max()))
 
 
-def queries_and_keys(mask: Tensor, seqlen_q: int, causal: bool) -> Tuple[Rows, Rows]:
-    """Rows of queries and keys under a mask [batch, seqlen_k] of self-attention (causal: queries
-    are the mask's last columns) or cross-attention (all queries are real).
+def queries_and_keys(mask: Tensor, seqlen_q: int, from_mask: bool) -> Tuple[Rows, Rows]:
+    """Rows of queries and keys under a mask [batch, seqlen_k].
 
-    Booleans mark real tokens; integers number the sequences of a packed batch.
+    from_mask: queries are the mask's last columns (self-attention), but for a single one, which is
+    always real; otherwise all are (cross-attention). Booleans mark real tokens; integers number
+    the sequences of a packed batch.
     """
-    return _kept(mask, ("rows", seqlen_q, causal), lambda: _find_rows(mask, seqlen_q, causal))
+    return _kept(mask, ("rows", seqlen_q, from_mask),
+                 lambda: _find_rows(mask, seqlen_q, from_mask))
+
+
+def as_boolean(mask: Tensor) -> Tensor:
+    """The mask as booleans, non-zero is true: one tensor, whose rows are found once."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask.bool() if torch.compiler.is_compiling() else _kept(mask, "boolean", mask.bool)
 
 
 def is_full(mask: Tensor) -> bool:
@@ -105,13 +126,13 @@ def _kept(mask: Tensor, key: Any, find: Callable[[], Any]) -> Any:
     return known[key]
 
 
-def _find_rows(mask: Tensor, seqlen_q: int, causal: bool) -> Tuple[Rows, Rows]:
+def _find_rows(mask: Tensor, seqlen_q: int, from_mask: bool) -> Tuple[Rows, Rows]:
     batch, seqlen_k = mask.shape
     if mask.dtype != torch.bool:
         queries = keys = sequences_of(mask)
     else:
         keys = rows_of(mask)
-        if not causal or seqlen_q == 1:  # cross-attention, encoders; a step of decoding
+        if not from_mask or seqlen_q == 1:
             queries = all_rows(batch, seqlen_q, mask.device)
         else:
             queries = keys if seqlen_q == seqlen_k else rows_of(mask[:, -seqlen_q:])

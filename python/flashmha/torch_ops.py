@@ -1,8 +1,8 @@
-"""Attention as operators of PyTorch: torch.ops.flashmha.attend and its gradient.
+"""Calls of attention on torch tensors.
 
-The operators have fake implementations and gradients, so that torch.compile(fullgraph=True), export
-and FakeTensors work. A call that needs none of this (no gradient, no compiler, plain tensors) goes
-to the C++ library directly, past PyTorch's dispatcher.
+A call that nobody watches (no compiler, mode, transform or tensor subclass) goes to the C++ library
+directly, past PyTorch's dispatcher, which takes longer than a small attention. All others take the
+operators of flashmha.torch_operators.
 """
 
 from __future__ import annotations
@@ -13,255 +13,42 @@ import torch
 from torch import Tensor
 
 from . import _native
-from .errors import Unsupported
+from . import torch_operators as operators
+from .torch_operators import (
+    TENSORS,
+    VALUES,
+    are_deterministic,
+    new_gradients,
+    new_results,
+    pool_of,
+    signed,
+    unit_stride,
+    workspace,
+)
 
-# Options of both operators, in the order of their schemas.
-_TENSORS = ("bias", "sinks", "mask", "alibi_slopes", "cu_seqlens_q", "cu_seqlens_k", "seqused_q",
-            "seqused_k", "block_table", "rng_state")
-_VALUES = ("max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal", "window_left",
-           "window_right", "top_left", "softcap", "dropout_p", "deterministic")
-_SCHEMA = (", ".join(f"Tensor? {name}" for name in _TENSORS) +
-           ", SymInt max_seqlen_q, SymInt max_seqlen_k, float? softmax_scale, bool causal, "
-           "SymInt window_left, SymInt window_right, bool top_left, float softcap, "
-           "float dropout_p, bool deterministic")
-
-_library = torch.library.Library("flashmha", "DEF")
-_library.define(f"attend(Tensor q, Tensor k, Tensor v, {_SCHEMA}) -> (Tensor out, Tensor lse)")
-# dbias and dsinks have no elements unless they are asked for.
-_library.define("attend_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, "
-                f"Tensor out, Tensor lse, {_SCHEMA}, bool needs_dbias, bool needs_dsinks) -> "
-                "(Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)")
-_library.define("attend_to_cache(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, "
-                "Tensor? v, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, "
-                "Tensor? cache_seqlens, Tensor? cache_batch_idx, Tensor? cache_leftpad, "
-                "Tensor? block_table, Tensor? alibi_slopes, SymInt num_splits, "
-                "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, "
-                "float softcap) -> (Tensor out, Tensor lse)")
-_library.define("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, "
-                "bool conjugate) -> Tensor")
-
-
-def unit_stride(x: Optional[Tensor]) -> Optional[Tensor]:
-    """x, or a copy of it whose last dimension has stride 1."""
-    return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def statistics_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _new_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
-    shape, head_dim_v = q.shape, v.shape[-1]
-    lse_shape = (shape[1], shape[0]) if len(shape) == 3 else (shape[0], shape[2], shape[1])
-    if head_dim_v == shape[-1]:  # the quicker of two ways to say the same
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    else:
-        out = q.new_empty((*shape[:-1], head_dim_v))
-    return out, torch.empty(lse_shape, dtype=statistics_dtype(q), device=q.device)
-
-
-def _native_options(tensors: Tuple, values: Tuple) -> Dict[str, Any]:
-    options = dict(zip(_TENSORS, tensors))
-    options.update(zip(_VALUES, values))
-    rng_state = options.pop("rng_state")
-    if rng_state is not None:
-        seed, offset = rng_state.tolist()
-        options["seed"], options["offset"] = seed % 2**64, offset % 2**64
-    if options["cu_seqlens_q"] is None:
-        del options["max_seqlen_q"], options["max_seqlen_k"]
-    return options
-
-
-def _attend(q, k, v, *options):
-    n = len(_TENSORS)
-    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
-    out, lse = _new_results(q, v)
-    _native.attend(q, k, v, out, lse, **_native_options(options[:n], options[n:]))
-    return out, lse
-
-
-def _attend_fake(q, k, v, *options):
-    return _new_results(q, v)
-
-
-def _new_gradients(q, k, v, bias, sinks, needs_dbias, needs_dsinks):
-    empty = torch.empty_like
-    contiguous = torch.contiguous_format
-    statistics = statistics_dtype(q)
-
-    def of(x, needed):
-        return (x.new_empty(x.shape, dtype=statistics) if needed
-                else q.new_empty((0,), dtype=statistics))
-
-    return (*(empty(x, memory_format=contiguous) for x in (q, k, v)), of(bias, needs_dbias),
-            of(sinks, needs_dsinks))
-
-
-def _attend_backward(dout, dlse, q, k, v, out, lse, *options):
-    *options, needs_dbias, needs_dsinks = options
-    n = len(_TENSORS)
-    dout, q, k, v = (unit_stride(x) for x in (dout, q, k, v))
-    dlse = None if dlse is None else dlse.contiguous()
-    gradients = _new_gradients(q, k, v, options[0], options[1], needs_dbias, needs_dsinks)
-    dq, dk, dv, dbias, dsinks = gradients
-    _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv,
-                   dbias=dbias if needs_dbias else None, dsinks=dsinks if needs_dsinks else None,
-                   **_native_options(options[:n], options[n:]))
-    return gradients
-
-
-def _attend_backward_fake(dout, dlse, q, k, v, out, lse, *options):
-    *options, needs_dbias, needs_dsinks = options
-    return _new_gradients(q, k, v, options[0], options[1], needs_dbias, needs_dsinks)
-
-
-def _attend_to_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_interleaved,
-                     cache_seqlens, cache_batch_idx, cache_leftpad, block_table, alibi_slopes,
-                     num_splits, softmax_scale, causal, window_left, window_right, softcap):
-    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
-    out, lse = _new_results(q, v_cache)
-    _native.attend_to_cache(
-        q, k_cache, v_cache, out, lse, k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin,
-        rotary_interleaved=rotary_interleaved, cache_seqlens=cache_seqlens,
-        cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, block_table=block_table,
-        num_splits=num_splits, softmax_scale=softmax_scale, causal=causal,
-        window_left=window_left, window_right=window_right, softcap=softcap,
-        alibi_slopes=alibi_slopes)
-    return out, lse
-
-
-def _attend_to_cache_fake(q, k_cache, v_cache, *options):
-    return _new_results(q, v_cache)
-
-
-def _rotary(x, cos, sin, positions, interleaved, conjugate):
-    x = unit_stride(x)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _native.rotary(x, cos, sin, positions.contiguous(), y, interleaved=interleaved,
-                   conjugate=conjugate)
-    return y
-
-
-def _rotary_fake(x, cos, sin, positions, interleaved, conjugate):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-for _name, _kernel, _fake in (("attend", _attend, _attend_fake),
-                              ("attend_backward", _attend_backward, _attend_backward_fake),
-                              ("attend_to_cache", _attend_to_cache, _attend_to_cache_fake),
-                              ("rotary", _rotary, _rotary_fake)):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _kernel, _key)
-    torch.library.register_fake(f"flashmha::{_name}", _fake, lib=_library)
-
-
-# ---- gradients -----------------------------------------------------------------------------------
-
-
-def _save_attend(ctx, inputs, output):
-    q, k, v, *options = inputs
-    n = len(_TENSORS)
-    ctx.save_for_backward(q, k, v, *output, *options[:n])
-    ctx.values = options[n:]
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate_attend(ctx, dout, dlse):
-    q, k, v, out, lse, *tensors = ctx.saved_tensors
-    needs_dbias, needs_dsinks = ctx.needs_input_grad[3:5]
-    if dout is None and dlse is None:
-        return (None,) * len(ctx.needs_input_grad)
-    if dout is None:
-        dout = torch.zeros_like(out)
-    dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
-        dout, dlse, q, k, v, out, lse, *tensors, *ctx.values, needs_dbias, needs_dsinks)
-    bias, sinks = tensors[:2]
-    return (dq, dk, dv, dbias.to(bias.dtype) if needs_dbias else None,
-            dsinks.to(sinks.dtype) if needs_dsinks else None,
-            *(None for _ in range(len(ctx.needs_input_grad) - 5)))
-
-
-torch.library.register_autograd("flashmha::attend", _differentiate_attend,
-                                setup_context=_save_attend, lib=_library)
-
-
-def _no_second_derivative(ctx, *_):
-    raise Unsupported("[attention] has no second derivative: call backward without create_graph")
-
-
-def _no_derivative(ctx, *_):
-    raise Unsupported("[attention_with_kvcache] has no gradient: use torch.no_grad(), or attention")
-
-
-def _save_nothing(ctx, inputs, output):
-    pass
-
-
-torch.library.register_autograd("flashmha::attend_backward", _no_second_derivative,
-                                setup_context=_save_nothing, lib=_library)
-
-
-def _save_rotary(ctx, inputs, output):
-    _, cos, sin, positions, ctx.interleaved, ctx.conjugate = inputs
-    ctx.save_for_backward(cos, sin, positions)
-
-
-def _differentiate_rotary(ctx, dy):
-    cos, sin, positions = ctx.saved_tensors
-    dx = torch.ops.flashmha.rotary(dy, cos, sin, positions, ctx.interleaved, not ctx.conjugate)
-    return dx, None, None, None, None, None
-
-
-torch.library.register_autograd("flashmha::rotary", _differentiate_rotary,
-                                setup_context=_save_rotary, lib=_library)
-
-
-class _Attend(torch.autograd.Function):
-    """The operator's gradient for plain calls, past the dispatcher."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, bias, sinks, options):
-        out, lse = _new_results(q, v)
-        _native.attend(q, k, v, out, lse, bias=bias, sinks=sinks, **options)
-        ctx.save_for_backward(q, k, v, out, lse, bias, sinks)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx, dout, dlse):
-        q, k, v, out, lse, bias, sinks = ctx.saved_tensors
-        if dout is None and dlse is None:
-            return (None,) * 6
-        dout = torch.zeros_like(out) if dout is None else unit_stride(dout)
-        dlse = None if dlse is None else dlse.contiguous()
-        needs_dbias, needs_dsinks = ctx.needs_input_grad[3:5]
-        if torch.is_grad_enabled():  # create_graph: the operator knows that this is the end
-            options = _with_rng_state(dict(ctx.options, bias=bias, sinks=sinks))
-            dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
-                dout, dlse, q, k, v, out, lse, *_positional(options), needs_dbias, needs_dsinks)
-        else:
-            dq, dk, dv, dbias, dsinks = _new_gradients(q, k, v, bias, sinks, needs_dbias,
-                                                       needs_dsinks)
-            _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, bias=bias,
-                           sinks=sinks, dbias=dbias if needs_dbias else None,
-                           dsinks=dsinks if needs_dsinks else None, **ctx.options)
-        return (dq, dk, dv, dbias.to(bias.dtype) if needs_dbias else None,
-                dsinks.to(sinks.dtype) if needs_dsinks else None, None)
-
-
-# ---- calls ---------------------------------------------------------------------------------------
+__all__ = [
+    "attend",
+    "attend_backward",
+    "attend_to_cache",
+    "autocast",
+    "is_plain_call",
+    "new_rng_state",
+    "quick_attend",
+    "rotary",
+]
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_autocast_enabled = torch.is_autocast_enabled
 _len_dispatch_stack = torch._C._len_torch_dispatch_stack
 _peek_interpreter = torch._C._functorch.peek_interpreter_stack
 
 
 def is_plain_call(q: Tensor) -> bool:
     """Whether nobody watches this call: no compiler, tracer, mode, transform or tensor subclass."""
-    return (not torch.compiler.is_compiling() and type(q) in _PLAIN_TYPES and
-            q.device.type in ("cpu", "cuda") and _len_dispatch_stack() == 0 and
-            _peek_interpreter() is None)
+    return (not _is_compiling() and type(q) in _PLAIN_TYPES and (q.is_cuda or q.is_cpu) and
+            _len_dispatch_stack() == 0 and _peek_interpreter() is None)
 
 
 def autocast(*tensors: Tensor) -> Tuple[Tensor, ...]:
@@ -274,14 +61,134 @@ def autocast(*tensors: Tensor) -> Tuple[Tensor, ...]:
                  for x in tensors)
 
 
+# ---- a small call without options ----------------------------------------------------------------
+
+_empty_like = torch.empty_like
+_contiguous = torch.contiguous_format
+# A tensor of one element, expanded, for every shape of lse: empty_like is the quickest way to a new
+# tensor, a third of what empty costs with a dtype.
+_lse_templates: Dict[Tuple[torch.Size, int], Tensor] = {}
+
+
+def _lse_template(q: Tensor) -> Tensor:
+    shape = q.shape
+    if len(_lse_templates) >= 1000:
+        _lse_templates.clear()
+    lse_shape = (shape[1], shape[0]) if len(shape) == 3 else (shape[0], shape[2], shape[1])
+    template = torch.empty((1,), dtype=torch.float32, device=q.device).expand(lse_shape)
+    return _lse_templates.setdefault((shape, q.get_device()), template)
+
+
+def _quick_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+    """new_results for tensors with memory, whose sizes are numbers; not float64."""
+    shape = q.shape
+    if v.shape[-1] == shape[-1]:
+        out = _empty_like(q, memory_format=_contiguous)
+    else:
+        out = q.new_empty((*shape[:-1], v.shape[-1]))
+    template = _lse_templates.get((shape, q.get_device()))
+    if template is None:
+        template = _lse_template(q)
+    return out, _empty_like(template, memory_format=_contiguous)
+
+
+class _QuickAttend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, softmax_scale, causal, window_left, window_right, softcap,
+                deterministic):
+        out, lse = _quick_results(q, v)
+        _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
+                               softcap, workspace if q.is_cuda else None)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = (softmax_scale, causal, window_left, window_right, softcap, deterministic)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        names = ("softmax_scale", "causal", "window_left", "window_right", "softcap",
+                 "deterministic")
+        gradients = _differentiate(*ctx.saved_tensors, None, None, dict(zip(names, ctx.options)),
+                                   dout, dlse, (False, False))
+        return (*gradients[:3], *(None for _ in names))
+
+
+def quick_attend(
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: Optional[float], causal: bool,
+    window_left: int, window_right: int, softcap: float, deterministic: bool,
+) -> Optional[Tuple[Tensor, Tensor]]:
+    """out and lse of a call that nobody watches; None for all others.
+
+    Small calls spend more time here than in the kernel: nothing is done twice.
+    """
+    if not (type(q) is type(k) is type(v) is Tensor) or _is_compiling() or q.dim() != 4:
+        return None
+    on_gpu = q.is_cuda
+    if (not (on_gpu or q.is_cpu) or _len_dispatch_stack() != 0 or
+            _peek_interpreter() is not None or q.dtype is torch.float64 or
+            _is_autocast_enabled("cuda" if on_gpu else "cpu")):
+        return None
+    if _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _QuickAttend.apply(q, k, v, softmax_scale, causal, window_left, window_right,
+                                  softcap, deterministic)
+    out, lse = _quick_results(q, v)
+    _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
+                           softcap, workspace if on_gpu else None)
+    return out, lse
+
+
+# ---- all others ----------------------------------------------------------------------------------
+
+
+class _Attend(torch.autograd.Function):
+    """The operator's gradient for plain calls, past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, sinks, options):
+        out, lse = new_results(q, v)
+        _native.attend(q, k, v, out, lse, bias=bias, sinks=sinks, workspace=pool_of(q),
+                       **options)
+        ctx.save_for_backward(q, k, v, out, lse, bias, sinks)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        *gradients, dbias, dsinks = _differentiate(
+            *ctx.saved_tensors, ctx.options, dout, dlse, ctx.needs_input_grad[3:5])
+        return (*gradients, dbias, dsinks, None)
+
+
+def _differentiate(q, k, v, out, lse, bias, sinks, options, dout, dlse, needed):
+    """Gradients of q, k, v, bias and sinks; needed: whether of the last two."""
+    if dout is None and dlse is None:
+        return (None,) * 5
+    dout = torch.zeros_like(out) if dout is None else unit_stride(dout)
+    dlse = None if dlse is None else dlse.contiguous()
+    if torch.is_grad_enabled():  # create_graph: the operator knows that this is the end
+        given = _with_rng_state(dict(options, bias=bias, sinks=sinks))
+        dq, dk, dv, dbias, dsinks = torch.ops.flashmha.attend_backward(
+            dout, dlse, q, k, v, out, lse, *_positional(given), *needed)
+    else:
+        if are_deterministic():
+            options = dict(options, deterministic=True)
+        dq, dk, dv, dbias, dsinks = new_gradients(q, k, v, bias, sinks, *needed)
+        _native.attend(q, k, v, out, lse, dout=dout, dlse=dlse, dq=dq, dk=dk, dv=dv, bias=bias,
+                       sinks=sinks, dbias=dbias if needed[0] else None,
+                       dsinks=dsinks if needed[1] else None, workspace=pool_of(q), **options)
+    return (dq, dk, dv, dbias.to(bias.dtype) if needed[0] else None,
+            dsinks.to(sinks.dtype) if needed[1] else None)
+
+
 _DEFAULTS = dict(max_seqlen_q=0, max_seqlen_k=0, softmax_scale=None, causal=False, window_left=-1,
                  window_right=-1, top_left=False, softcap=0.0, dropout_p=0.0, deterministic=False)
 
 
 def _positional(options: Dict[str, Any]) -> Tuple:
     """Options as the operators take them: all of them, in order."""
-    return (*(options.get(name) for name in _TENSORS),
-            *(options.get(name, _DEFAULTS[name]) for name in _VALUES))
+    return (*(options.get(name) for name in TENSORS),
+            *(options.get(name, _DEFAULTS[name]) for name in VALUES))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
@@ -301,8 +208,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, options: Dict[str, Any]) -> Tuple[Te
                 (bias is not None and bias.requires_grad) or
                 (sinks is not None and sinks.requires_grad)):
             return _Attend.apply(q, k, v, bias, sinks, options)
-        out, lse = _new_results(q, v)
-        _native.attend(q, k, v, out, lse, bias=bias, sinks=sinks, **options)
+        out, lse = new_results(q, v)
+        _native.attend(q, k, v, out, lse, bias=bias, sinks=sinks, workspace=pool_of(q), **options)
         return out, lse
     return torch.ops.flashmha.attend(q, k, v, *_positional(_with_rng_state(options)))
 
@@ -311,9 +218,18 @@ def _with_rng_state(options: Dict[str, Any]) -> Dict[str, Any]:
     """Options with seed and offset as a tensor, as the operators take them."""
     seed, offset = options.pop("seed", 0), options.pop("offset", 0)
     if options.get("dropout_p", 0.0) > 0 and "rng_state" not in options:
-        signed = [(value + 2**63) % 2**64 - 2**63 for value in (seed, offset)]
-        options["rng_state"] = torch.tensor(signed, dtype=torch.int64)
+        options["rng_state"] = torch.tensor([signed(seed), signed(offset)], dtype=torch.int64)
     return options
+
+
+def new_rng_state(q: Tensor) -> Tensor:
+    """A fresh (seed, offset) of dropout, int64 [2] on the CPU, for a call on q.
+
+    From PyTorch's generator for the device of q, so that torch.manual_seed, fork_rng, checkpointing
+    and the trackers of tensor-parallel programs have their effect.
+    """
+    q = q.detach()
+    return operators._new_rng_state(q) if is_plain_call(q) else torch.ops.flashmha.new_rng_state(q)
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
@@ -329,7 +245,8 @@ def attend_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
 
 
 def attend_to_cache(q: Tensor, *arguments: Any) -> Tuple[Tensor, Tensor]:
-    """out and lse; the arguments of the operator attend_to_cache."""
-    if is_plain_call(q):
-        return _attend_to_cache(q, *arguments)
-    return torch.ops.flashmha.attend_to_cache(q, *arguments)
+    """out and lse, without gradient; the arguments of the operator attend_to_cache."""
+    with torch.no_grad():
+        if is_plain_call(q):
+            return operators._attend_to_cache(q, *arguments)
+        return torch.ops.flashmha.attend_to_cache(q, *arguments)

@@ -14,18 +14,20 @@ mask [batch, 1, seqlen_q, seqlen_k], so that no pattern is ever dropped.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers import masking_utils
+from transformers import AttentionInterface, masking_utils
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import generic
 
 from . import padding, torch_ops
 from .errors import InvalidArgument, Unsupported
+
+__all__ = ["NAME", "attention_forward", "attention_mask", "register"]
 
 NAME = "flashmha"
 
@@ -203,6 +205,7 @@ def attention_forward(
     cu_seq_lens_k: Optional[Tensor] = None,
     max_length_q: Optional[int] = None,
     max_length_k: Optional[int] = None,
+    deterministic: Optional[bool] = None,
     **others: Any,
 ) -> Tuple[Tensor, None]:
     """The attention function of Transformers.
@@ -210,7 +213,9 @@ def attention_forward(
     query [batch, num_heads, seqlen_q, head_dim], key and value [batch, num_heads_kv, seqlen_k,
     head_dim] -> [batch, seqlen_q, num_heads, head_dim], no weights. attention_mask: see
     attention_mask above; floats of four dimensions are added to the scores. position_bias: added to
-    the scores, with gradient (T5). s_aux: sinks [num_heads] (GPT-OSS).
+    the scores, with gradient (T5). s_aux: sinks [num_heads] (GPT-OSS). deterministic: backward
+    gives the same bits every time; default: FLASH_ATTENTION_DETERMINISTIC=1 in the environment, or
+    torch.use_deterministic_algorithms.
     """
     if others.get("output_attentions"):
         raise Unsupported('[flashmha] attention weights are never stored: use '
@@ -218,13 +223,17 @@ def attention_forward(
     q, k, v = _in_one_dtype(module, query, key, value)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    options = dict(softmax_scale=scaling, softcap=softcap or 0.0)
+    if deterministic is None:
+        deterministic = os.environ.get("FLASH_ATTENTION_DETERMINISTIC", "0") == "1"
+    options = dict(softmax_scale=scaling, softcap=softcap or 0.0, deterministic=deterministic)
     if s_aux is not None:
         options["sinks"] = s_aux if s_aux.dtype == torch.float32 else s_aux.to(q.dtype)
     if dropout > 0.0:
         options["dropout_p"] = dropout
-        options["rng_state"] = torch.randint(2**63 - 1, (2,), dtype=torch.int64)
+        options["rng_state"] = torch_ops.new_rng_state(q)
     if attention_mask is not None and attention_mask.dim() == 4:
+        if cu_seq_lens_q is not None and cu_seq_lens_k is not None:
+            attention_mask = _within(attention_mask, cu_seq_lens_q, cu_seq_lens_k)
         return _dense(q, k, v, attention_mask, position_bias, options), None
     options["causal"] = causal and q.shape[1] > 1
     if sliding_window is not None:
@@ -234,7 +243,9 @@ def attention_forward(
         if attention_mask is not None and attention_mask.dtype == torch.bool:
             raise InvalidArgument("[flashmha] a padding mask and cu_seq_lens exclude each other: "
                                   "give one of them")
-        lengths = (cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+        # Transformers 5 has renamed the lengths.
+        lengths = (cu_seq_lens_q, cu_seq_lens_k, others.get("max_seqlen_q", max_length_q),
+                   others.get("max_seqlen_k", max_length_k))
         return _packed(q, k, v, lengths, options), None
     if attention_mask is None:
         return _dense(q, k, v, None, position_bias, options), None
@@ -247,7 +258,10 @@ def attention_forward(
         return _dense(q, k, v, mask.bool()[:, None, None], position_bias, options), None
     if mask.dtype == torch.bool and padding.is_full(mask):
         return _dense(q, k, v, None, None, options), None
-    queries, keys = padding.queries_and_keys(mask, q.shape[1], causal)
+    # Who is not causal may be an encoder or attend across: all queries count, which does no harm
+    # without a window.
+    from_mask = causal or sliding_window is not None
+    queries, keys = padding.queries_and_keys(mask, q.shape[1], from_mask)
     batch, seqlen_q = q.shape[:2]
     options.update(cu_seqlens_q=queries.cu_seqlens, cu_seqlens_k=keys.cu_seqlens,
                    max_seqlen_q=queries.max_seqlen, max_seqlen_k=keys.max_seqlen)
@@ -266,6 +280,17 @@ def _dense(q, k, v, mask, bias, options):
         bias = bias[..., :k.shape[1]]
         options["bias"] = bias if bias.dtype in (q.dtype, torch.float32) else bias.to(q.dtype)
     return torch_ops.attend(q, k, v, options)[0]
+
+
+def _within(mask, cu_seq_lens_q, cu_seq_lens_k):
+    """A mask of four dimensions, spelt out under a compiler, and nothing beyond the sequences."""
+    seqlen_q, seqlen_k = mask.shape[-2:]
+    rows, columns = (torch.searchsorted(ends, torch.arange(n, device=mask.device), right=True)
+                     for ends, n in ((cu_seq_lens_q, seqlen_q), (cu_seq_lens_k, seqlen_k)))
+    same = rows[:, None] == columns[None, :]
+    if mask.is_floating_point():
+        return mask.masked_fill(~same, -torch.inf)
+    return mask.bool() & same
 
 
 def _packed(q, k, v, lengths, options):

@@ -1,5 +1,6 @@
 #include "array.h"
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -35,12 +36,12 @@ std::optional<DeviceType> device_from(int type) {
 // The exchange table of an object's type, or null. Types are few and live on: the last one is
 // remembered (under the GIL).
 const DLPackExchange* exchange_of(nb::handle object) {
-  static PyTypeObject* last_type = nullptr;
+  static PyObject* last_type = nullptr;
   static const DLPackExchange* last_exchange = nullptr;
-  PyTypeObject* type = Py_TYPE(object.ptr());
+  auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
   if (type == last_type) return last_exchange;
   const DLPackExchange* exchange = nullptr;
-  PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), kExchangeAttribute);
+  PyObject* capsule = PyObject_GetAttrString(type, kExchangeAttribute);
   if (capsule != nullptr && PyCapsule_IsValid(capsule, kExchangeCapsule) != 0) {
     exchange = static_cast<const DLPackExchange*>(PyCapsule_GetPointer(capsule, kExchangeCapsule));
     if (exchange->version.major != 1 || exchange->tensor_from_object == nullptr) exchange = nullptr;
@@ -124,6 +125,11 @@ TensorView CallArrays::from_protocol(nb::handle object, const char* what, bool w
                     Device{*device, *device == DeviceType::cpu ? 0 : array.device_id()},
                     Shape(std::span<const std::int64_t>(array.shape_ptr(), array.ndim())),
                     Shape(std::span<const std::int64_t>(array.stride_ptr(), array.ndim()))};
+  if (*device == DeviceType::cuda && stream_.handle == nullptr) {
+    const nb::object stream =
+        nb::module_::import_("flashmha.arrays").attr("current_stream")(object);
+    stream_.handle = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
+  }
   owned_[num_owned_++] = std::move(array);
   return result;
 }

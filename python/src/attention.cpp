@@ -2,7 +2,9 @@
 
 #include <nanobind/stl/optional.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string_view>
 
@@ -40,9 +42,22 @@ AttentionOptions read_options(CallArrays& arrays, const OptionObjects& objects) 
   return options;
 }
 
-void run_without_gil(const AttentionCall& call, Stream stream) {
+// workspace(bytes, device index), if given, returns an array to work in, from the pool of the
+// library whose arrays these are.
+void run_without_gil(const AttentionCall& call, CallArrays& arrays, nb::handle workspace) {
+  const Stream stream = arrays.stream();
+  nb::object memory;
+  const auto allocate = [&](std::size_t bytes) {
+    const nb::gil_scoped_acquire acquired;
+    memory = workspace(bytes, call.q.device.index);
+    const TensorView view = arrays.write(memory, "workspace");
+    if (view.device != call.q.device || view.bytes() < bytes) {
+      throw nb::value_error("the workspace must be on the device of q, and large enough");
+    }
+    return static_cast<std::byte*>(view.data);
+  };
   const nb::gil_scoped_release released;
-  run(call, stream);
+  workspace.is_none() ? run(call, stream) : run(call, std::ref(allocate), stream);
 }
 
 void attend(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
@@ -53,7 +68,7 @@ void attend(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle
             nb::handle cu_seqlens_k, std::int64_t max_seqlen_q, std::int64_t max_seqlen_k,
             nb::handle seqused_q, nb::handle seqused_k, nb::handle block_table, nb::handle dout,
             nb::handle dlse, nb::handle dq, nb::handle dk, nb::handle dv, nb::handle dbias,
-            nb::handle dsinks) {
+            nb::handle dsinks, nb::handle workspace) {
   const bool backward = !dout.is_none();
   const bool ragged = !cu_seqlens_q.is_none();
   AttentionCall call;
@@ -88,7 +103,26 @@ void attend(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle
     call.dbias = arrays.write(dbias, "dbias");
     call.dsinks = arrays.write(dsinks, "dsinks");
   }
-  run_without_gil(call, arrays.stream());
+  run_without_gil(call, arrays, workspace);
+}
+
+// The call of a small forward pass, where every argument that is looked at costs.
+void attend_quickly(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
+                    std::optional<float> softmax_scale, bool causal, std::int64_t window_left,
+                    std::int64_t window_right, float softcap, nb::handle workspace) {
+  AttentionCall call;
+  CallArrays arrays(call.name.data());
+  call.q = arrays.read(q, "q");
+  call.k = arrays.read(k, "k");
+  call.v = arrays.read(v, "v");
+  call.out = arrays.write(out, "out");
+  call.lse = arrays.write(lse, "lse");
+  call.options.softmax_scale = softmax_scale;
+  call.options.causal = causal;
+  call.options.window_left = window_left;
+  call.options.window_right = window_right;
+  call.options.softcap = softcap;
+  run_without_gil(call, arrays, workspace);
 }
 
 void attend_to_cache(nb::handle q, nb::handle k_cache, nb::handle v_cache, nb::handle out,
@@ -98,7 +132,7 @@ void attend_to_cache(nb::handle q, nb::handle k_cache, nb::handle v_cache, nb::h
                      nb::handle block_table, int num_splits, std::optional<float> softmax_scale,
                      bool causal, std::int64_t window_left, std::int64_t window_right,
                      bool top_left, float softcap, nb::handle alibi_slopes, nb::handle bias,
-                     nb::handle mask, nb::handle sinks) {
+                     nb::handle mask, nb::handle sinks, nb::handle workspace) {
   AttentionCall call;
   call.name = "attention_with_kvcache";
   CallArrays arrays(call.name.data());
@@ -121,7 +155,7 @@ void attend_to_cache(nb::handle q, nb::handle k_cache, nb::handle v_cache, nb::h
                  .num_splits = num_splits};
   call.options = read_options(arrays, {softmax_scale, causal, window_left, window_right, top_left,
                                        softcap, alibi_slopes, bias, mask, sinks});
-  run_without_gil(call, arrays.stream());
+  run_without_gil(call, arrays, workspace);
 }
 
 }  // namespace
@@ -136,9 +170,14 @@ void bind_attention(nb::module_& module) {
       "deterministic"_a = false, "cu_seqlens_q"_a = none, "cu_seqlens_k"_a = none,
       "max_seqlen_q"_a = 0, "max_seqlen_k"_a = 0, "seqused_q"_a = none, "seqused_k"_a = none,
       "block_table"_a = none, "dout"_a = none, "dlse"_a = none, "dq"_a = none, "dk"_a = none,
-      "dv"_a = none, "dbias"_a = none, "dsinks"_a = none,
+      "dv"_a = none, "dbias"_a = none, "dsinks"_a = none, "workspace"_a = none,
       "AttentionCall of flashmha/plan.h: writes out and lse; with dout given, reads them and "
-      "writes dq, dk, dv and, where given, dbias and dsinks.");
+      "writes dq, dk, dv and, where given, dbias and dsinks. workspace(bytes, device index) "
+      "returns "
+      "an array to work in; without it the library allocates.");
+  module.def("attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a,
+             "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
+             "workspace"_a.none(), "attend with the options of most calls alone, all given.");
   module.def("attend_to_cache", &attend_to_cache, "q"_a, "k_cache"_a, "v_cache"_a, "out"_a, "lse"_a,
              "k"_a = none, "v"_a = none, "rotary_cos"_a = none, "rotary_sin"_a = none,
              "rotary_interleaved"_a = false, "positions"_a = none, "cache_seqlens"_a = none,
@@ -146,6 +185,7 @@ void bind_attention(nb::module_& module) {
              "num_splits"_a = 0, "softmax_scale"_a = none, "causal"_a = false, "window_left"_a = -1,
              "window_right"_a = -1, "top_left"_a = false, "softcap"_a = 0.0f,
              "alibi_slopes"_a = none, "bias"_a = none, "mask"_a = none, "sinks"_a = none,
+             "workspace"_a = none,
              "flash_attn_with_kvcache of flashmha/attention.h: writes out and lse, and appends k "
              "and v to the cache where given.");
 }

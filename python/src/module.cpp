@@ -1,6 +1,7 @@
 // flashmha._native: the C++ library for Python. Errors of the library become the classes of
 // flashmha/errors.py; long calls run without the GIL.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <string>
 
@@ -45,8 +46,19 @@ NB_MODULE(_native, module) {
   module.def(
       "num_gpus", [] { return num_devices(DeviceType::cuda); },
       "GPUs that can be used; 0 in a build without CUDA.");
+  module.def(
+      "synchronize",
+      [](const std::string& device) {
+        const nb::gil_scoped_release released;
+        synchronize(parse_device(device));
+      },
+      nb::arg("device"), "Waits for the default stream of a GPU; returns at once for \"cpu\".");
   bind_attention(module);
   bind_ops(module);
+  bind_text(module);
+  bind_model(module);
+  bind_generation(module);
+  bind_training(module);
 }
 
 }  // namespace flashmha::python

@@ -9,9 +9,9 @@ import pytest
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def run(name):
-    return subprocess.run([sys.executable, str(EXAMPLES / name)], check=True, text=True,
-                          capture_output=True).stdout
+def run(name, *arguments):
+    return subprocess.run([sys.executable, str(EXAMPLES / name), *map(str, arguments)], check=True,
+                          text=True, capture_output=True).stdout
 
 
 def test_attention():
@@ -30,3 +30,12 @@ def test_transformers_model():
     pytest.importorskip("torch")
     output = run("transformers_model.py").splitlines()
     assert float(output[0].split()[-1]) < 1e-4
+
+
+def test_train_and_generate(tmp_path):
+    lines = run("train_model.py", tmp_path / "run").splitlines()
+    held_out = [float(line.split()[-1]) for line in lines if line.startswith("step")]
+    assert held_out[-1] < 0.7 * held_out[0] and lines[-1].startswith("finished after step 150")
+    assert "resumed after step 150" in run("train_model.py", tmp_path / "run")
+    text = run("generate_text.py", tmp_path / "run", "import ")
+    assert text.startswith("import ") and "tokens, ended by" in text

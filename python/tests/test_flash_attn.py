@@ -7,12 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+
 import reference
 
 torch = pytest.importorskip("torch")
-from flashmha import flash_attn  # noqa: E402
-from flashmha.flash_attn import bert_padding, flash_attn_interface  # noqa: E402
-from flashmha.flash_attn.layers import rotary  # noqa: E402
+from flashmha import flash_attn
+from flashmha.flash_attn import bert_padding, flash_attn_interface
+from flashmha.flash_attn.layers import rotary
+
+import plain
 
 # Arguments and defaults, read off the documentation of flash_attn 2.8.3.
 TAIL = ("dropout_p=0.0 softmax_scale=None causal=False window_size=(-1,-1) softcap=0.0 "
@@ -53,43 +56,58 @@ def test_signature(name):
     assert found == SIGNATURES[name].split()
 
 
-def random_tensors(rng, *shapes, dtype=torch.float32):
-    return [torch.from_numpy(rng.standard_normal(shape)).to(dtype) for shape in shapes]
+def random_tensors(rng, *shapes, device="cpu", dtype=None):
+    """Of the type that the device serves best, unless another is asked for."""
+    if dtype is None:
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    return [torch.from_numpy(rng.standard_normal(shape)).to(device, dtype) for shape in shapes]
 
 
-def check(rng, q, k, v, **options):
+def int32(values, device):
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def assert_close(found, expected, device):
+    """What two ways of computing it give."""
+    rtol, atol = (1e-5, 1e-5) if device == "cpu" else (0.02, 0.05)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+def check(q, k, v, **options):
     """flash_attn_func against formulas in double precision."""
     out, lse, _ = flash_attn.flash_attn_func(q, k, v, return_attn_probs=True, **options)
-    exact = [x.double().numpy() for x in (q, k, v)]
+    exact = [x.double() for x in (q, k, v)]
+    truth = plain.attention(*exact, **options)
+    plain.assert_accurate(out, plain.attention(q, k, v, **options), truth)
     slopes = options.pop("alibi_slopes", None)
     if slopes is not None:
-        options["alibi_slopes"] = slopes.double().numpy()
-    truth, truth_lse, _ = reference.attention(*exact, **options)
-    plain = reference.attention(*(x.numpy() for x in (q, k, v)), **options)[0]
-    reference.assert_accurate(out, plain, truth, slack=1e-6)
-    truth_lse[np.isneginf(truth_lse)] = np.inf
-    assert reference.largest_error(lse, truth_lse) < 1e-5
+        options["alibi_slopes"] = slopes.double().cpu().numpy()
+    true_lse = reference.attention(*(x.cpu().numpy() for x in exact), **options)[1]
+    true_lse[np.isneginf(true_lse)] = np.inf
+    assert reference.largest_error(lse.cpu(), true_lse) < (1e-5 if q.device.type == "cpu" else 5e-3)
 
 
 @pytest.mark.parametrize("head_dim", [32, 40, 59, 111, 256])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("lengths", [(113, 203), (64, 17), (1, 33)])
-def test_dense(rng, head_dim, causal, local, lengths):
-    q, k, v = random_tensors(rng, (2, lengths[0], 6, head_dim), *[(2, lengths[1], 2, head_dim)] * 2)
+def test_dense(rng, device, head_dim, causal, local, lengths):
+    q, k, v = random_tensors(rng, (2, lengths[0], 6, head_dim), *[(2, lengths[1], 2, head_dim)] * 2,
+                             device=device)
     window = tuple(int(n) for n in rng.integers(0, lengths[1], 2)) if local else (-1, -1)
-    slopes = torch.rand(2, 6) * 0.3 if head_dim == 40 else None
-    check(rng, q, k, v, causal=causal, window_size=window, softcap=4.0 if head_dim == 59 else 0.0,
+    slopes = torch.rand(2, 6, device=device) * 0.3 if head_dim == 40 else None
+    check(q, k, v, causal=causal, window_size=window, softcap=4.0 if head_dim == 59 else 0.0,
           alibi_slopes=slopes)
 
 
-def test_packed(rng):
-    qkv = random_tensors(rng, (2, 33, 3, 4, 32))[0].requires_grad_()
+def test_packed(rng, device):
+    qkv = random_tensors(rng, (2, 33, 3, 4, 32), device=device)[0].requires_grad_()
     parts = [x.detach().clone().requires_grad_() for x in qkv.unbind(2)]
     kv = torch.stack(parts[1:], 2).detach().requires_grad_()
-    out = flash_attn.flash_attn_qkvpacked_func(qkv, causal=True)
-    kv_out = flash_attn.flash_attn_kvpacked_func(parts[0], kv, causal=True)
-    expected = flash_attn.flash_attn_func(*parts, causal=True)
+    options = dict(causal=True, deterministic=True)
+    out = flash_attn.flash_attn_qkvpacked_func(qkv, **options)
+    kv_out = flash_attn.flash_attn_kvpacked_func(parts[0], kv, **options)
+    expected = flash_attn.flash_attn_func(*parts, **options)
     assert torch.equal(out, expected) and torch.equal(kv_out, expected)
     dout = torch.randn_like(out)
     gradients = torch.stack(torch.autograd.grad(expected, parts, dout), 2)
@@ -97,9 +115,9 @@ def test_packed(rng):
     assert torch.equal(torch.autograd.grad(kv_out, kv, dout)[0], gradients[:, :, 1:])
 
 
-def test_varlen(rng):
-    ends = torch.tensor([0, 5, 5, 17], dtype=torch.int32)
-    q, k, v = random_tensors(rng, (17, 4, 32), (17, 2, 32), (17, 2, 32))
+def test_varlen(rng, device):
+    ends = int32([0, 5, 5, 17], device)
+    q, k, v = random_tensors(rng, (17, 4, 32), (17, 2, 32), (17, 2, 32), device=device)
     arguments = (ends, ends, 12, 12)
     out, lse, _ = flash_attn.flash_attn_varlen_func(q, k, v, *arguments, causal=True,
                                                     return_attn_probs=True)
@@ -116,8 +134,8 @@ def test_varlen(rng):
         flash_attn.flash_attn_varlen_func(k, k, v, *arguments, causal=True))
 
 
-def test_empty_rows_have_infinite_lse(rng):
-    q, k, v = random_tensors(rng, (1, 5, 2, 16), (1, 2, 2, 16), (1, 2, 2, 16))
+def test_empty_rows_have_infinite_lse(rng, device):
+    q, k, v = random_tensors(rng, (1, 5, 2, 16), (1, 2, 2, 16), (1, 2, 2, 16), device=device)
     q.requires_grad_()
     out, lse, probabilities = flash_attn.flash_attn_func(q, k, v, causal=True,
                                                          return_attn_probs=True)
@@ -131,30 +149,31 @@ def test_empty_rows_have_infinite_lse(rng):
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_probabilities_show_what_was_dropped(rng, ragged):
+def test_probabilities_show_what_was_dropped(rng, device, ragged):
     torch.manual_seed(int(rng.integers(2**31)))
     p, n = 0.17, 45
-    q, k, v = random_tensors(rng, *[(2, n, 4, 32)] * 3)
+    q, k, v = random_tensors(rng, *[(2, n, 4, 32)] * 3, device=device)
     options = dict(dropout_p=p, causal=True, return_attn_probs=True)
     if ragged:
-        ends = torch.tensor([0, n, 2 * n], dtype=torch.int32)
+        ends = int32([0, n, 2 * n], device)
         out, lse, s = flash_attn.flash_attn_varlen_func(
             *(x.flatten(0, 1) for x in (q, k, v)), ends, ends, n, n, **options)
         out = out.unflatten(0, (2, n))
     else:
         out, lse, s = flash_attn.flash_attn_func(q, k, v, **options)
     assert s.shape == (2, 4, 128, 128)
-    s = s[:, :, :n, :n]
+    s = s[:, :, :n, :n].float()
     normal = s.abs() / s.abs().sum(-1, keepdim=True)
-    expected = torch.einsum("bhij,bjhd->bihd", normal.masked_fill(s < 0, 0) / (1 - p), v)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    expected = torch.einsum("bhij,bjhd->bihd", normal.masked_fill(s < 0, 0) / (1 - p), v.float())
+    assert_close(out, expected.to(out.dtype), device)
     dropped = (s < 0).sum() / (s != 0).sum()
     assert abs(dropped - p) < 0.03
 
 
-def test_private_functions_serve_blocks_of_a_ring(rng):
+def test_private_functions_serve_blocks_of_a_ring(rng, device):
     """Keys in two blocks: forward of each, merged; backward of each with the merged out and lse."""
-    q, k, v, dout = random_tensors(rng, *[(2, 64, 4, 32)] * 4, dtype=torch.bfloat16)
+    q, k, v, dout = random_tensors(rng, *[(2, 64, 4, 32)] * 4, device=device,
+                                   dtype=torch.bfloat16)
     scale = 32 ** -0.5
     rest = dict(window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None)
     q2 = q[:, 32:]  # the later half of the queries sees block 0 whole and block 1 causally
@@ -167,10 +186,10 @@ def test_private_functions_serve_blocks_of_a_ring(rng):
     out = sum(torch.exp(part[1] - lse).transpose(1, 2)[..., None] * part[0].float()
               for part in parts).to(q.dtype)
     leaves = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected = flash_attn.flash_attn_func(*leaves, causal=True)[:, 32:]
+    expected = plain.attention(*leaves, causal=True)[:, 32:]
     torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
     true_gradients = torch.autograd.grad(expected, leaves, dout[:, 32:].double())
-    dq = torch.zeros(q2.shape)
+    dq = torch.zeros(q2.shape, device=device)
     for i, (k_block, v_block, causal) in enumerate(blocks):
         gradients = [torch.empty_like(x) for x in (q2, k_block, v_block)]
         softmax_d = flash_attn_interface._flash_attn_backward(
@@ -184,14 +203,15 @@ def test_private_functions_serve_blocks_of_a_ring(rng):
     torch.testing.assert_close(dq.double(), true_gradients[0][:, 32:], rtol=0.03, atol=0.03)
 
 
-def test_private_varlen_functions(rng):
-    ends = torch.tensor([0, 7, 20], dtype=torch.int32)
-    leaves = random_tensors(rng, *[(20, 4, 32)] * 3)
+def test_private_varlen_functions(rng, device):
+    ends = int32([0, 7, 20], device)
+    leaves = random_tensors(rng, *[(20, 4, 32)] * 3, device=device)
     for x in leaves:
         x.requires_grad_()
     lengths = (ends, ends, 13, 13)
     torch.manual_seed(3)
-    expected = flash_attn.flash_attn_varlen_func(*leaves, *lengths, dropout_p=0.3, causal=True)
+    expected = flash_attn.flash_attn_varlen_func(*leaves, *lengths, dropout_p=0.3, causal=True,
+                                                 deterministic=True)
     dout = torch.randn_like(expected)
     torch.manual_seed(3)
     out, lse, _, rng_state = flash_attn_interface._flash_attn_varlen_forward(
@@ -200,23 +220,23 @@ def test_private_varlen_functions(rng):
     gradients = [torch.full_like(x, math.nan).detach() for x in leaves]
     softmax_d = flash_attn_interface._flash_attn_varlen_backward(
         dout, *leaves, out, lse, *gradients, *lengths, 0.3, 32 ** -0.5, True, -1, -1, 0.0, None,
-        False, rng_state)
+        True, rng_state)
     assert softmax_d.shape == (4, 20 + 256)
     torch.testing.assert_close(softmax_d[:, 7 + 128:20 + 128],
-                               (dout * out).sum(-1)[7:].t().detach())
+                               (dout.float() * out.float()).sum(-1)[7:].t().detach())
     for found, true in zip(gradients, torch.autograd.grad(expected, leaves, dout)):
         assert torch.equal(found, true)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("paged", [False, True])
-def test_kvcache(rng, interleaved, paged):
+def test_kvcache(rng, device, interleaved, paged):
     batch, capacity, new, dim = 3, 48, 3, 32
-    q, k, v = random_tensors(rng, (batch, new, 4, dim), *[(batch, new, 2, dim)] * 2)
-    caches = random_tensors(rng, *[(batch, capacity, 2, dim)] * 2)
-    filled = torch.tensor([5, 0, 45], dtype=torch.int32)
+    q, k, v = random_tensors(rng, (batch, new, 4, dim), *[(batch, new, 2, dim)] * 2, device=device)
+    caches = random_tensors(rng, *[(batch, capacity, 2, dim)] * 2, device=device)
+    filled = int32([5, 0, 45], device)
     angles = torch.outer(torch.arange(capacity), 100.0 ** -torch.linspace(0, 1, 8))
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = (table.to(device, q.dtype) for table in (angles.cos(), angles.sin()))
     offsets = dict(seqlen_offsets=filled, interleaved=interleaved)
     q_rotated = rotary.apply_rotary_emb(q, cos, sin, **offsets)
     k_rotated = rotary.apply_rotary_emb(k, cos, sin, **offsets)
@@ -227,7 +247,7 @@ def test_kvcache(rng, interleaved, paged):
         expected.append(flash_attn.flash_attn_func(q_rotated[b:b + 1], *keys, causal=True))
     table = None
     if paged:
-        order = torch.from_numpy(rng.permutation(batch * capacity // 16))
+        order = torch.from_numpy(rng.permutation(batch * capacity // 16)).to(device)
         table = order.view(batch, -1).int()
         pages = [torch.empty_like(cache).view(-1, 16, 2, dim) for cache in caches]
         for page, cache in zip(pages, caches):
@@ -236,24 +256,23 @@ def test_kvcache(rng, interleaved, paged):
     out, lse = flash_attn.flash_attn_with_kvcache(
         q, *caches, k, v, rotary_cos=cos, rotary_sin=sin, cache_seqlens=filled, causal=True,
         rotary_interleaved=interleaved, block_table=table, return_softmax_lse=True)
-    torch.testing.assert_close(out, torch.cat(expected), rtol=1e-5, atol=1e-5)
+    assert_close(out, torch.cat(expected), device)
     assert lse.shape == (batch, 4, new)
     if paged:
         caches = [page[order].view(batch, capacity, 2, dim) for page in caches]
-    torch.testing.assert_close(caches[0], wanted[0], rtol=1e-5, atol=1e-5)
+    assert_close(caches[0], wanted[0], device)
     assert torch.equal(caches[1], wanted[1])
 
 
-def test_kvcache_rows_and_padding(rng):
-    q, *caches = random_tensors(rng, (2, 1, 4, 32), *[(4, 16, 2, 32)] * 2)
-    rows = torch.tensor([3, 1], dtype=torch.int32)
-    leftpad = torch.tensor([2, 0], dtype=torch.int32)
+def test_kvcache_rows_and_padding(rng, device):
+    q, *caches = random_tensors(rng, (2, 1, 4, 32), *[(4, 16, 2, 32)] * 2, device=device)
+    rows, leftpad = int32([3, 1], device), int32([2, 0], device)
     out = flash_attn.flash_attn_with_kvcache(q, *caches, cache_seqlens=9, cache_batch_idx=rows,
                                              cache_leftpad=leftpad)
     for b in range(2):
         keys = [cache[rows[b], leftpad[b]:9][None] for cache in caches]
         expected = flash_attn.flash_attn_func(q[b:b + 1], *keys)
-        torch.testing.assert_close(out[b:b + 1], expected, rtol=1e-5, atol=1e-5)
+        assert_close(out[b:b + 1], expected, device)
 
 
 @pytest.mark.parametrize("words, change", [
@@ -265,21 +284,25 @@ def test_kvcache_rows_and_padding(rng):
      dict(q=lambda q: q[:, :, :3])),
     ("ALiBi slopes must have dtype fp32", dict(alibi_slopes=torch.zeros(4).half())),
 ])
-def test_errors_that_users_know(rng, words, change):
-    q, k, v = random_tensors(rng, (1, 3, 4, 32), (1, 3, 2, 32), (1, 3, 2, 32))
+def test_errors_that_users_know(rng, device, words, change):
+    q, k, v = random_tensors(rng, (1, 3, 4, 32), (1, 3, 2, 32), (1, 3, 2, 32), device=device,
+                             dtype=torch.float16)
     tensors = [change.get(name, lambda x: x)(x) for name, x in zip("qkv", (q, k, v))]
     with pytest.raises(RuntimeError, match=words):
         flash_attn.flash_attn_func(*tensors, alibi_slopes=change.get("alibi_slopes"))
     with pytest.raises(RuntimeError, match="seqlens_k must also be passed in"):
         flash_attn.flash_attn_with_kvcache(q, k, v, k, v)
+    if device == "cuda":
+        with pytest.raises(RuntimeError, match="FlashAttention only support fp16 and bf16 data"):
+            flash_attn.flash_attn_func(q.float(), k.float(), v.float())
 
 
 @pytest.mark.parametrize("unused", [False, True])
-def test_unpad_and_pad(rng, unused):
-    x = random_tensors(rng, (3, 7, 2, 5))[0].requires_grad_()
-    mask = torch.from_numpy(rng.random((3, 7)) < 0.5)
+def test_unpad_and_pad(rng, device, unused):
+    x = random_tensors(rng, (3, 7, 2, 5), device=device)[0].requires_grad_()
+    mask = torch.from_numpy(rng.random((3, 7)) < 0.5).to(device)
     mask[:, 2] = True
-    extra = (~mask & torch.from_numpy(rng.random((3, 7)) < 0.5)) if unused else None
+    extra = (~mask & torch.from_numpy(rng.random((3, 7)) < 0.5).to(device)) if unused else None
     kept = mask | extra if unused else mask
     rows, indices, ends, longest, used = bert_padding.unpad_input(x, mask, extra)
     assert torch.equal(rows, x[kept]) and indices.dtype == torch.int64
@@ -303,35 +326,35 @@ def test_unpad_concatenated_sequences(rng):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_rotary(rng, interleaved, inplace, ragged):
-    x, dout = random_tensors(rng, *[(2, 9, 3, 24)] * 2)
-    cos, sin = random_tensors(rng, (20, 8), (20, 8))
-    offsets = torch.tensor([3, 11])
-    rows = torch.arange(9) + offsets[:, None]
+def test_rotary(rng, device, interleaved, inplace, ragged):
+    x, dout = random_tensors(rng, *[(2, 9, 3, 24)] * 2, device=device)
+    cos, sin = random_tensors(rng, (20, 8), (20, 8), device=device)
+    offsets = torch.tensor([3, 11], device=device)
+    rows = torch.arange(9, device=device) + offsets[:, None]
     expected_x = x.clone().requires_grad_()
     expected = rotary.apply_rotary_emb_torch(expected_x, cos[rows], sin[rows], interleaved)
     expected.backward(dout)
     leaf = x.clone().requires_grad_()
     given, ends = leaf * 1, None
     if ragged:
-        given, ends = given.flatten(0, 1), torch.tensor([0, 9, 18], dtype=torch.int32)
+        given, ends = given.flatten(0, 1), int32([0, 9, 18], device)
     out = rotary.apply_rotary_emb(given, cos, sin, interleaved, inplace, offsets, ends, 9)
-    torch.testing.assert_close(out.view_as(expected), expected, rtol=1e-5, atol=1e-5)
+    assert_close(out.view_as(expected), expected, device)
     assert (out.data_ptr() == given.data_ptr()) == inplace
     out.backward(dout.clone().view_as(out))
-    torch.testing.assert_close(leaf.grad, expected_x.grad, rtol=1e-5, atol=1e-5)
+    assert_close(leaf.grad, expected_x.grad, device)
 
 
-def test_rotary_embedding_module(rng):
-    module = rotary.RotaryEmbedding(16)
-    qkv = random_tensors(rng, (2, 5, 3, 2, 32))[0]
+def test_rotary_embedding_module(rng, device):
+    module = rotary.RotaryEmbedding(16, device=device)
+    qkv = random_tensors(rng, (2, 5, 3, 2, 32), device=device)[0]
     angles = torch.outer(torch.arange(5.0) + 2, 10000.0 ** (-torch.arange(0, 16, 2) / 16))
-    expected = [rotary.apply_rotary_emb_torch(qkv[:, :, i], angles.cos(), angles.sin())
-                for i in range(2)]
+    tables = [table.to(device, qkv.dtype) for table in (angles.cos(), angles.sin())]
+    expected = [rotary.apply_rotary_emb_torch(qkv[:, :, i], *tables) for i in range(2)]
     value = qkv[:, :, 2].clone()
     out = module(qkv, seqlen_offset=2)
     for i in range(2):
-        torch.testing.assert_close(out[:, :, i], expected[i], rtol=1e-5, atol=1e-5)
+        assert_close(out[:, :, i], expected[i], device)
     assert torch.equal(out[:, :, 2], value)
 
 

@@ -1,22 +1,15 @@
 // The functions of flashmha/attention.h: allocate results and workspace, plan, run.
 #include "flashmha/attention.h"
 
+#include <functional>
 #include <limits>
 
 #include "attention/rules.h"
+#include "core/allocator.h"
 #include "flashmha/plan.h"
 
 namespace flashmha {
 namespace {
-
-void launch(const Plan& plan, const AttentionCall& call, Stream stream) {
-  if (plan.workspace_bytes == 0) return plan.kernel->launch(plan.problem, call, {}, stream);
-  const Tensor workspace = Tensor::empty({static_cast<std::int64_t>(plan.workspace_bytes)},
-                                         DType::boolean, call.q.device, stream);
-  plan.kernel->launch(plan.problem, call,
-                      {static_cast<std::byte*>(workspace.view().data), plan.workspace_bytes},
-                      stream);
-}
 
 // Shape rules that allocation itself depends on; everything else is checked by make_problem.
 void require_ranks(std::string_view name, const TensorView& q, const TensorView& v, int q_rank) {
@@ -108,8 +101,7 @@ void require_packed(std::string_view name, std::string_view what, const TensorVi
   const Rules rules(name);
   const std::string_view rows = rank == 5 ? "batch, seqlen" : "total";
   rules.require(packed.rank() == rank && packed.size(rank - 3) == parts,
-                "{} must be [{}, {}, num_heads, head_dim]; got {}", what, rows, parts,
-                to_string(packed));
+                "{} must be [{}, {}, num_heads, head_dim]; got {}", what, rows, parts, packed);
 }
 
 AttentionGradients backward(AttentionCall call, const TensorView& dout,
@@ -142,14 +134,30 @@ AttentionGradients backward(AttentionCall call, const TensorView& dout,
 
 }  // namespace
 
-void run(const AttentionCall& call, Stream stream) {
+void run(const AttentionCall& call, const WorkspaceAllocator& allocate, Stream stream) {
   const Plan plan = make_plan(call);  // throws before anything is written or cu_seqlens read
   const Problem& problem = plan.problem;
-  if (!problem.layout.ragged) return launch(plan, call, stream);
+  std::span<std::byte> workspace;
+  if (plan.workspace_bytes > 0) {
+    workspace = {allocate(plan.workspace_bytes), plan.workspace_bytes};
+    check(reinterpret_cast<std::uintptr_t>(workspace.data()) % kAlignment == 0,
+          "[run] the workspace must be aligned to {} bytes", kAlignment);
+  }
+  const bool ragged = problem.layout.ragged;
   const bool on_gpu = problem.device.type == DeviceType::cuda;
-  if (on_gpu) fill_unowned_rows(call, problem.pass, stream);
-  launch(plan, call, stream);
-  if (!on_gpu) fill_unowned_rows(call, problem.pass, stream);
+  if (ragged && on_gpu) fill_unowned_rows(call, problem.pass, stream);
+  plan.kernel->launch(problem, call, workspace, stream);
+  if (ragged && !on_gpu) fill_unowned_rows(call, problem.pass, stream);
+}
+
+void run(const AttentionCall& call, Stream stream) {
+  Tensor workspace;
+  const auto allocate = [&](std::size_t bytes) {
+    workspace =
+        Tensor::empty({static_cast<std::int64_t>(bytes)}, DType::boolean, call.q.device, stream);
+    return static_cast<std::byte*>(workspace.view().data);
+  };
+  run(call, std::ref(allocate), stream);
 }
 
 AttentionResult flash_attn_func(const TensorView& q, const TensorView& k, const TensorView& v,

@@ -43,26 +43,25 @@ void check_keys(const AttentionCall& call, const Problem& problem, const Rules& 
   check_data_tensor(rules, problem, v, v_name);
   const Problem::Sizes& s = problem.sizes;
   rules.require(k.size(-1) == s.head_dim, "{} must have q's head_dim ({}); got {}", k_name,
-                s.head_dim, to_string(k));
+                s.head_dim, k);
   Shape expected = k.shape;
   expected[expected.rank - 1] = s.head_dim_v;
   rules.require(v.shape == expected,
                 "{} must have the sizes of {} except head_dim_v; got {} {}, {} {}", v_name, k_name,
-                k_name, to_string(k.shape), v_name, to_string(v.shape));
+                k_name, k.shape, v_name, v.shape);
 }
 
 void check_sizes(const AttentionCall& call, const Problem& problem, const Rules& rules) {
   const Problem::Sizes& s = problem.sizes;
   const TensorView& k = problem.pass == Pass::decode ? call.cache.k : call.k;
   rules.require(s.num_heads_q >= 1 && s.num_heads_kv >= 1,
-                "num_heads must be at least 1; got q {}, k {}", to_string(call.q.shape),
-                to_string(k.shape));
+                "num_heads must be at least 1; got q {}, k {}", call.q.shape, k.shape);
   rules.require(s.num_heads_q % s.num_heads_kv == 0,
                 "num_heads_q ({}) must be a multiple of num_heads_kv ({}); got q {}, k {}",
-                s.num_heads_q, s.num_heads_kv, to_string(call.q.shape), to_string(k.shape));
+                s.num_heads_q, s.num_heads_kv, call.q.shape, k.shape);
   rules.require(s.head_dim >= 1 && s.head_dim <= kMaxHeadDim,
                 "head_dim ({}) must be in [1, {}]; got q {}", s.head_dim, kMaxHeadDim,
-                to_string(call.q.shape));
+                call.q.shape);
   rules.require(s.head_dim_v >= 1 && s.head_dim_v <= kMaxHeadDim,
                 "head_dim_v ({}) must be in [1, {}]", s.head_dim_v, kMaxHeadDim);
   rules.require(s.seqlen_q <= kMaxSeqlen && s.seqlen_k <= kMaxSeqlen,
@@ -81,7 +80,7 @@ void check_score_map(const TensorView& map, std::string_view what, const Attenti
     rules.require(map.shape[dim] == full[dim] || map.shape[dim] == 1,
                   "{} must be broadcastable to [batch, num_heads_q, seqlen_q, seqlen_k] = {}; "
                   "got {} for q {}",
-                  what, to_string(full), to_string(map.shape), to_string(call.q.shape));
+                  what, full, map.shape, call.q.shape);
   }
 }
 
@@ -89,8 +88,7 @@ void check_per_head(const TensorView& tensor, std::string_view what, const Probl
                     const Rules& rules) {
   rules.has_shape(tensor, what, {problem.sizes.num_heads_q}, "[num_heads_q]");
   rules.require(tensor.dtype == DType::float32 || tensor.dtype == problem.dtype,
-                "{} must be float32 or {} like q; got {}", what, dtype_name(problem.dtype),
-                to_string(tensor));
+                "{} must be float32 or {} like q; got {}", what, dtype_name(problem.dtype), tensor);
   rules.on_device(tensor, what, problem.device);
   rules.has_data(tensor, what);
 }
@@ -163,7 +161,7 @@ void check_rotary(const AttentionCall& call, const Problem& problem, const Rules
   for (const TensorView* table : {&rotary.cos, &rotary.sin}) {
     rules.require(table->dtype == DType::float32 || table->dtype == problem.dtype,
                   "rotary tables must be float32 or {} like q; got {}", dtype_name(problem.dtype),
-                  to_string(*table));
+                  *table);
     rules.on_device(*table, "rotary tables", problem.device);
     rules.unit_stride(*table, "rotary tables");
     rules.has_data(*table, "rotary tables");
@@ -195,8 +193,7 @@ void check_rotary(const AttentionCall& call, const Problem& problem, const Rules
 void check_append(const AttentionCall& call, const Problem& problem, const Rules& rules) {
   const AppendKV& append = call.append;
   rules.require(append.k.defined() == append.v.defined(),
-                "append.k and append.v must be given together; got k {}, v {}", to_string(append.k),
-                to_string(append.v));
+                "append.k and append.v must be given together; got k {}, v {}", append.k, append.v);
   if (!append.k.defined()) return;
   const Problem::Sizes& s = problem.sizes;
   const std::int64_t rows = problem.layout.seqlen_new;
@@ -250,13 +247,13 @@ void check_cache_contents(const AttentionCall& call, const Problem& problem, con
 void check_tensors(const AttentionCall& call, const Problem& problem) {
   const Rules rules(call.name);
   rules.require(is_floating(problem.dtype), "q must be float32, bfloat16 or float16; got {}",
-                to_string(call.q));
+                call.q);
   if (problem.device.type == DeviceType::cuda) {
     rules.require(
         problem.dtype == DType::bfloat16 || problem.dtype == DType::float16,
         "on a GPU q must be bfloat16 or float16; got {}. Convert q, k and v, or keep them "
         "on the CPU, where float32 is supported",
-        to_string(call.q));
+        call.q);
   }
   check_data_tensor(rules, problem, call.q, "q");
   check_keys(call, problem, rules);
@@ -291,7 +288,7 @@ void check_options(const AttentionCall& call, const Problem& problem) {
         slopes.shape == Shape{s.num_heads_q} || slopes.shape == Shape{s.batch, s.num_heads_q},
         "alibi_slopes must be [num_heads_q] or [batch, num_heads_q] for {} heads, batch "
         "{}; got {}",
-        s.num_heads_q, s.batch, to_string(slopes));
+        s.num_heads_q, s.batch, slopes);
     rules.has_dtype(slopes, "alibi_slopes", DType::float32);
     rules.on_device(slopes, "alibi_slopes", problem.device);
     rules.has_data(slopes, "alibi_slopes");
@@ -300,7 +297,7 @@ void check_options(const AttentionCall& call, const Problem& problem) {
     check_score_map(options.bias, "bias", call, problem, rules);
     rules.require(options.bias.dtype == DType::float32 || options.bias.dtype == problem.dtype,
                   "bias must be float32 or {} like q; got {}", dtype_name(problem.dtype),
-                  to_string(options.bias));
+                  options.bias);
   }
   if (options.mask.defined()) {
     check_score_map(options.mask, "mask", call, problem, rules);
@@ -355,7 +352,7 @@ void check_cache(const AttentionCall& call, const Problem& problem) {
     rules.require(
         cache.k.size(0) == s.batch,
         "the cache must have q's batch ({}) unless cache_batch_idx is given; got cache.k {}",
-        s.batch, to_string(cache.k.shape));
+        s.batch, cache.k.shape);
   }
   rules.require(call.append.num_splits >= 0, "num_splits must not be negative; got {}",
                 call.append.num_splits);
@@ -368,7 +365,7 @@ void check_gradients(const AttentionCall& call, const Problem& problem) {
   if (problem.pass != Pass::backward) return;
   const Rules rules(call.name);
   rules.require(problem.layout.page_size == 0, "paged keys have no backward; got block_table {}",
-                to_string(call.sequences.block_table));
+                call.sequences.block_table);
   const std::string_view axes = "the shape of the tensor whose gradient it is";
   const auto gradient = [&](const TensorView& tensor, std::string_view what, const TensorView& of) {
     rules.has_shape(tensor, what, of.shape, axes);
@@ -388,7 +385,7 @@ void check_gradients(const AttentionCall& call, const Problem& problem) {
     rules.on_device(tensor, what, problem.device);
     rules.has_data(tensor, what);
     rules.require(tensor.is_contiguous(), "{} must be contiguous; got strides {}", what,
-                  to_string(tensor.strides));
+                  tensor.strides);
   };
   extra(call.dbias, "dbias", call.options.bias);
   extra(call.dsinks, "dsinks", call.options.sinks);

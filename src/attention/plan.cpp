@@ -44,12 +44,13 @@ std::vector<Offer> query(const Problem& problem) {
 }
 
 Plan make_plan(const Problem& problem) {
-  std::string reasons;
-  for (const KernelEntry* entry : candidates()) {
-    const std::string refusal = entry->refuse(problem);
-    if (refusal.empty()) return {entry, problem, entry->workspace_bytes(problem)};
-    reasons += fmt::format("\n  {}: {}", entry->name, refusal);
+  const std::vector<const KernelEntry*> entries = candidates();
+  for (const KernelEntry* entry : entries) {
+    if (entry->refuse(problem).empty()) return {entry, problem, entry->workspace_bytes(problem)};
   }
+  std::string reasons;
+  for (const KernelEntry* entry : entries)
+    reasons += fmt::format("\n  {}: {}", entry->name, entry->refuse(problem));
   fail(ErrorCode::unsupported, "[make_plan] no kernel serves: {}{}", describe(problem), reasons);
 }
 

@@ -36,14 +36,13 @@ void check_ranks(const AttentionCall& call, Pass pass, bool ragged, bool paged) 
     rules.has_rank(call.sequences.cu_seqlens_q, "cu_seqlens_q", 1, "[batch + 1]");
     rules.has_rank(call.sequences.cu_seqlens_k, "cu_seqlens_k", 1, "[batch + 1]");
     rules.require(call.sequences.cu_seqlens_q.size(0) >= 1,
-                  "cu_seqlens_q needs at least one element; got {}",
-                  to_string(call.sequences.cu_seqlens_q));
+                  "cu_seqlens_q needs at least one element; got {}", call.sequences.cu_seqlens_q);
   } else {
     rules.has_rank(call.q, "q", 4, "[batch, seqlen_q, num_heads_q, head_dim]");
     rules.has_rank(call.k, "k", 4, "[batch, seqlen_k, num_heads_kv, head_dim]");
     rules.has_rank(call.v, "v", 4, "[batch, seqlen_k, num_heads_kv, head_dim_v]");
     rules.require(call.k.size(0) == call.q.size(0), "k must have q's batch; got q {}, k {}",
-                  to_string(call.q.shape), to_string(call.k.shape));
+                  call.q.shape, call.k.shape);
     rules.require(!paged, "block_table needs cu_seqlens_q and cu_seqlens_k");
   }
 }
@@ -73,7 +72,7 @@ Problem::Sizes sizes_of(const AttentionCall& call, const Problem& problem) {
   const bool overflow = __builtin_mul_overflow(sizes.batch, sizes.seqlen_q, &sizes.total_q) ||
                         __builtin_mul_overflow(sizes.batch, sizes.seqlen_k, &sizes.total_k);
   Rules(call.name).require(!overflow, "batch times seqlen must be below 2^63; got q {}, k {}",
-                           to_string(call.q.shape), to_string(k.shape));
+                           call.q.shape, k.shape);
   return sizes;
 }
 
@@ -126,8 +125,7 @@ Problem make_problem(const AttentionCall& call) {
   const TensorView& table = decode ? call.cache.block_table : call.sequences.block_table;
   check_ranks(call, problem.pass, problem.layout.ragged, table.defined());
   rules.require(!table.defined() || problem.layout.page_size > 0,
-                "pages must hold at least one key; got {}",
-                to_string(decode ? call.cache.k : call.k));
+                "pages must hold at least one key; got {}", decode ? call.cache.k : call.k);
   rules.require(!decode || !call.append.rotary.sin.defined() || call.append.rotary.cos.defined(),
                 "rotary.cos and rotary.sin must be given together");
 

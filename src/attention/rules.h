@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "core/check.h"
+#include "core/format.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha {
@@ -49,27 +50,24 @@ class Rules {
   void has_rank(const TensorView& tensor, std::string_view what, int rank,
                 std::string_view axes) const {
     given(tensor, what);
-    require(tensor.rank() == rank, "{} must be {}; got {}", what, axes, to_string(tensor));
+    require(tensor.rank() == rank, "{} must be {}; got {}", what, axes, tensor);
   }
   void has_shape(const TensorView& tensor, std::string_view what, const Shape& shape,
                  std::string_view axes) const {
     given(tensor, what);
-    require(tensor.shape == shape, "{} must be {} = {}; got {}", what, axes, to_string(shape),
-            to_string(tensor));
+    require(tensor.shape == shape, "{} must be {} = {}; got {}", what, axes, shape, tensor);
   }
   void has_dtype(const TensorView& tensor, std::string_view what, DType dtype) const {
-    require(tensor.dtype == dtype, "{} must be {}; got {}", what, dtype_name(dtype),
-            to_string(tensor));
+    require(tensor.dtype == dtype, "{} must be {}; got {}", what, dtype_name(dtype), tensor);
   }
   void on_device(const TensorView& tensor, std::string_view what, Device device) const {
-    require(tensor.device == device, "{} must be on {} like q; got {}", what, device_name(device),
-            to_string(tensor));
+    require(tensor.device == device, "{} must be on {} like q; got {}", what, device, tensor);
   }
   void unit_stride(const TensorView& tensor, std::string_view what) const {
     const int last = tensor.rank() - 1;
     require(tensor.shape[last] <= 1 || tensor.strides[last] == 1 || tensor.numel() == 0,
-            "the last dimension of {} must have stride 1; got {} with strides {}", what,
-            to_string(tensor), to_string(tensor.strides));
+            "the last dimension of {} must have stride 1; got {} with strides {}", what, tensor,
+            tensor.strides);
   }
   // Of what is written: threads write elements in any order.
   void no_overlap(const TensorView& tensor, std::string_view what) const {
@@ -78,7 +76,7 @@ class Rules {
   }
   void has_data(const TensorView& tensor, std::string_view what) const {
     require(tensor.data != nullptr || tensor.numel() == 0, "{} has no memory; got {}", what,
-            to_string(tensor));
+            tensor);
   }
 
   // The common demands on an optional int32 index tensor of a shape.

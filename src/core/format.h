@@ -1,4 +1,5 @@
-// Shapes and tensors as arguments of check() and fail(): formatted only if the message is needed.
+// Shapes, tensors and devices as arguments of check() and fail(): formatted only if the message is
+// needed.
 #pragma once
 
 #include <fmt/format.h>
@@ -20,5 +21,13 @@ struct fmt::formatter<flashmha::TensorView> : fmt::formatter<std::string> {
   template <class Context>
   auto format(const flashmha::TensorView& view, Context& context) const {
     return fmt::formatter<std::string>::format(flashmha::to_string(view), context);
+  }
+};
+
+template <>
+struct fmt::formatter<flashmha::Device> : fmt::formatter<std::string> {
+  template <class Context>
+  auto format(flashmha::Device device, Context& context) const {
+    return fmt::formatter<std::string>::format(flashmha::device_name(device), context);
   }
 };

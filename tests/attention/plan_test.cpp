@@ -78,6 +78,32 @@ TEST(A1, a_plan_serves_every_call_of_its_problem) {
   EXPECT_TRUE(same_bits(second.call.out, forward(second.call).out));
 }
 
+TEST(plan, the_workspace_may_come_from_a_pool_of_the_caller) {
+  const Instance instance(small_spec(), test_seed());
+  const AttentionResult expected = forward(instance.call);
+  const Plan plan = make_plan(instance.call);
+  ASSERT_GT(plan.workspace_bytes, 0u);
+  const Tensor pool = workspace_of(plan);
+  int num_calls = 0;
+  const auto allocate = [&](std::size_t count) {
+    ++num_calls;
+    EXPECT_EQ(count, plan.workspace_bytes);
+    return bytes(pool, 0, count).data();
+  };
+  fill(instance.call.out, NAN);
+  reset_peak_memory();
+  const std::size_t before = memory_stats().current_bytes;
+  run(instance.call, allocate);
+  EXPECT_EQ(memory_stats().peak_bytes, before);
+  EXPECT_EQ(num_calls, 1);
+  EXPECT_TRUE(same_bits(instance.call.out, expected.out));
+  EXPECT_TRUE(same_bits(instance.call.lse, expected.lse));
+  const std::string crooked = error_of(ErrorCode::invalid_argument, [&] {
+    run(instance.call, [&](std::size_t count) { return bytes(pool, 8, count).data(); });
+  });
+  EXPECT_TRUE(contains(crooked, "aligned to 64 bytes")) << crooked;
+}
+
 TEST(plan, refuses_another_problem) {
   const Instance instance(small_spec(), test_seed());
   const Plan plan = make_plan(instance.call);

@@ -8,6 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = [
+    "IndexFirstAxis",
+    "IndexFirstAxisResidual",
+    "IndexPutFirstAxis",
+    "index_first_axis",
+    "index_first_axis_residual",
+    "index_put_first_axis",
+    "pad_input",
+    "unpad_input",
+    "unpad_input_for_concatenated_sequences",
+]
+
 
 def index_first_axis(input: Tensor, indices: Tensor) -> Tensor:
     """input[indices]: [n, ...] and int64 [m] -> [m, ...]."""
@@ -22,6 +34,24 @@ def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -
 def index_first_axis_residual(input: Tensor, indices: Tensor) -> Tuple[Tensor, Tensor]:
     """index_first_axis, and input for a residual connection."""
     return input.index_select(0, indices), input
+
+
+class IndexFirstAxis:
+    """index_first_axis, for programs that call its apply."""
+
+    apply = staticmethod(index_first_axis)
+
+
+class IndexPutFirstAxis:
+    """index_put_first_axis, likewise."""
+
+    apply = staticmethod(index_put_first_axis)
+
+
+class IndexFirstAxisResidual:
+    """index_first_axis_residual, likewise."""
+
+    apply = staticmethod(index_first_axis_residual)
 
 
 def _cu_seqlens(lengths: Tensor) -> Tensor:

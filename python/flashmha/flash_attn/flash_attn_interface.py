@@ -23,11 +23,10 @@ from .private import (
     fa2_lse,
     masked_probabilities,
     maybe_contiguous,
-    new_rng_state,
     options_of,
     round_multiple,
 )
-from .rules import familiar_error, familiar_errors, require
+from .rules import familiar_error, familiar_errors, require, require_batch
 
 _wrapped_flash_attn_forward = _flash_attn_forward
 _wrapped_flash_attn_varlen_forward = _flash_attn_varlen_forward
@@ -35,6 +34,12 @@ _wrapped_flash_attn_backward = _flash_attn_backward
 _wrapped_flash_attn_varlen_backward = _flash_attn_varlen_backward
 
 __all__ = [
+    "FlashAttnFunc",
+    "FlashAttnKVPackedFunc",
+    "FlashAttnQKVPackedFunc",
+    "FlashAttnVarlenFunc",
+    "FlashAttnVarlenKVPackedFunc",
+    "FlashAttnVarlenQKVPackedFunc",
     "_flash_attn_backward",
     "_flash_attn_forward",
     "_flash_attn_varlen_backward",
@@ -54,15 +59,24 @@ __all__ = [
 
 def _call(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
           deterministic, return_attn_probs, ragged=None):
+    if dropout_p == 0.0 and alibi_slopes is None and not return_attn_probs and ragged is None:
+        try:
+            results = torch_ops.quick_attend(q, k, v, softmax_scale, causal, window_size[0],
+                                             window_size[1], softcap, deterministic)
+            if results is not None and q.shape[0] > 0:
+                return results[0]
+        except (InvalidArgument, Unsupported):  # said below, or served there
+            pass
     q, k, v = maybe_contiguous(q), maybe_contiguous(k), maybe_contiguous(v)
     options = options_of(dropout_p, softmax_scale, causal, window_size[0], window_size[1], softcap,
                          alibi_slopes, ragged)
     options["deterministic"] = deterministic
+    require_batch(q, options)
     if dropout_p > 0:
-        options["rng_state"] = new_rng_state()
+        options["rng_state"] = torch_ops.new_rng_state(q)
     try:
         out, lse = torch_ops.attend(q, k, v, dict(options) if return_attn_probs else options)
-    except InvalidArgument as error:
+    except (InvalidArgument, Unsupported) as error:
         raise familiar_error(error, q, k, v, alibi_slopes) from None
     if not return_attn_probs:
         return out
@@ -247,17 +261,33 @@ def flash_attn_with_kvcache(
     require(block_table is None or cache_batch_idx is None,
             "Paged KVcache does not support cache_batch_idx")
     require(num_splits <= 128, "num_splits > 128 not supported")
-    if torch.is_grad_enabled() and q.requires_grad:
-        raise Unsupported("[flash_attn_with_kvcache] has no gradient: call it under "
-                          "torch.no_grad(), or use flash_attn_func")
+    require(q.shape[0] > 0, "batch size must be positive")
+    if rotary_cos is not None:
+        require(k is not None, "If rotary cos/sin are provided, new key / value to be appended to "
+                "KV cache must also be provided")
+        capacity = (k_cache.shape[1] if block_table is None else
+                    block_table.shape[1] * k_cache.shape[1])
+        require(rotary_cos.shape[0] >= capacity,
+                "cos/sin seqlen must be at least the seqlen of KV cache")
     if isinstance(cache_seqlens, int):
         cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
     arguments = (
         maybe_contiguous(q), k_cache, v_cache, maybe_contiguous(k), maybe_contiguous(v), rotary_cos,
         rotary_sin, rotary_interleaved, maybe_contiguous(cache_seqlens),
         maybe_contiguous(cache_batch_idx), maybe_contiguous(cache_leftpad),
-        maybe_contiguous(block_table), alibi_slopes, num_splits, softmax_scale, causal,
-        window_size[0], window_size[1], softcap)
+        maybe_contiguous(block_table), alibi_slopes, None, num_splits, softmax_scale, causal,
+        max(window_size[0], -1), max(window_size[1], -1), max(softcap, 0.0))
     with familiar_errors(q, k_cache, v_cache, alibi_slopes):
         out, lse = torch_ops.attend_to_cache(*arguments)
     return (out, fa2_lse(lse)) if return_softmax_lse else out
+
+
+# They call the functions above.
+from .autograd_functions import (
+    FlashAttnFunc,
+    FlashAttnKVPackedFunc,
+    FlashAttnQKVPackedFunc,
+    FlashAttnVarlenFunc,
+    FlashAttnVarlenKVPackedFunc,
+    FlashAttnVarlenQKVPackedFunc,
+)

@@ -10,35 +10,33 @@ from torch import Tensor
 
 from .. import _native, torch_ops
 from ..errors import Unsupported
+from ..torch_operators import are_deterministic, pool_of
 from . import dropout
-from .rules import familiar_errors, require
+from .rules import familiar_errors, require, require_batch
 
 
 def maybe_contiguous(x: Optional[Tensor]) -> Optional[Tensor]:
+    """x, or a copy of it whose last dimension has stride 1."""
     return x.contiguous() if x is not None and x.stride(-1) != 1 else x
 
 
 def round_multiple(x: int, m: int) -> int:
+    """The next multiple of m."""
     return (x + m - 1) // m * m
 
 
-def _get_block_size_n(device, head_dim: int, is_dropout: bool, is_causal: bool) -> int:
+def _get_block_size_n(device: Any, head_dim: int, is_dropout: bool, is_causal: bool) -> int:
     """Columns of the probabilities of return_attn_probs that share a maximum: all of them."""
     assert head_dim <= 256
     return 2**30
 
 
-def new_rng_state() -> Tensor:
-    """A fresh (seed, offset), int64 [2], from PyTorch's generator of the CPU."""
-    return torch.randint(2**63 - 1, (2,), dtype=torch.int64)
-
-
 def options_of(dropout_p, softmax_scale, causal, window_left, window_right, softcap, alibi_slopes,
                ragged=None) -> Dict[str, Any]:
-    """Keywords of torch_ops.attend."""
+    """Keywords of torch_ops.attend. Negative windows are unbounded, a negative softcap is none."""
     options = dict(causal=causal, window_left=max(window_left, -1),
                    window_right=max(window_right, -1), softmax_scale=softmax_scale,
-                   softcap=softcap, dropout_p=dropout_p, alibi_slopes=alibi_slopes)
+                   softcap=max(softcap, 0.0), dropout_p=dropout_p, alibi_slopes=alibi_slopes)
     if ragged is not None:
         cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, block_table = ragged
         options.update(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
@@ -111,7 +109,9 @@ def _forward(q, k, v, options, return_softmax):
     dropout_p = options["dropout_p"]
     require(not return_softmax or dropout_p > 0,
             "return_softmax is only supported when p_dropout > 0.0")
-    rng_state = new_rng_state() if dropout_p > 0 else torch.zeros(2, dtype=torch.int64)
+    require_batch(q, options)
+    rng_state = (torch_ops.new_rng_state(q) if dropout_p > 0
+                 else torch.zeros(2, dtype=torch.int64))
     if dropout_p > 0:
         options["rng_state"] = rng_state
     with torch.no_grad(), familiar_errors(q, k, v, options["alibi_slopes"]):
@@ -150,22 +150,26 @@ def _flash_attn_varlen_forward(
     return _forward(q, k, v, options, return_softmax)
 
 
-def _written(gradient: Optional[Tensor], like: Tensor) -> Tensor:
+def written(gradient: Optional[Tensor], like: Tensor) -> Tensor:
+    """Memory for a gradient: what is given, or new."""
     return torch.empty_like(like) if gradient is None else gradient
 
 
 def _backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, options, deterministic, rng_state):
     dout, q, k, v, out = (maybe_contiguous(x) for x in (dout, q, k, v, out))
-    gradients = [_written(*pair) for pair in ((dq, q), (dk, k), (dv, v))]
+    gradients = [written(*pair) for pair in ((dq, q), (dk, k), (dv, v))]
     dropout_p = options["dropout_p"]
-    require(dropout_p == 0 or rng_state is not None,
-            "dropout needs the rng_state that the forward returned")
+    if dropout_p > 0 and rng_state is None:  # as the forward: the next one of the generator
+        rng_state = torch_ops.new_rng_state(q)
+    require_batch(q, options)
+    deterministic = deterministic or are_deterministic()
     with torch.no_grad(), familiar_errors(q, k, v, options["alibi_slopes"]):
         if torch_ops.is_plain_call(q) and all(x.stride(-1) == 1 for x in gradients):
             seed, offset = rng_state.tolist() if dropout_p > 0 else (0, 0)
             _native.attend(q, k, v, out, softmax_lse, dout=dout, dq=gradients[0],
                            dk=gradients[1], dv=gradients[2], seed=seed % 2**64,
-                           offset=offset % 2**64, deterministic=deterministic, **options)
+                           offset=offset % 2**64, deterministic=deterministic,
+                           workspace=pool_of(q), **options)
         else:
             results = torch_ops.attend_backward(dout, q, k, v, out, softmax_lse, dict(
                 options, deterministic=deterministic,

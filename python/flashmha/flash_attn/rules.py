@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..errors import Error, InvalidArgument, Unsupported
 
 
 def _familiar(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tensor]) -> Optional[str]:
     """What flash_attn would say to these tensors; None if it says nothing of the kind."""
     heads_k = k.shape[-2]
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return "FlashAttention only supports Ampere GPUs or newer"
     if q.device.type == "cuda" and q.dtype not in (torch.float16, torch.bfloat16):
         return "FlashAttention only support fp16 and bf16 data type"
     if k.dtype != q.dtype:
@@ -29,11 +31,11 @@ def _familiar(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tensor]) -
     return None
 
 
-def familiar_error(error: InvalidArgument, q: Tensor, k: Tensor, v: Tensor,
-                   alibi_slopes: Optional[Tensor]) -> InvalidArgument:
+def familiar_error(error: Error, q: Tensor, k: Tensor, v: Tensor,
+                   alibi_slopes: Optional[Tensor]) -> Error:
     """The error with flash_attn's own words in front, if it has any."""
     text = _familiar(q, k, v, alibi_slopes)
-    return error if text is None else InvalidArgument(f"{text}. {error}")
+    return error if text is None else type(error)(f"{text}. {error}")
 
 
 @contextmanager
@@ -41,10 +43,18 @@ def familiar_errors(q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Optional[Tens
     """Puts flash_attn's own words in front of errors about these tensors."""
     try:
         yield
-    except InvalidArgument as error:
+    except (InvalidArgument, Unsupported) as error:
         raise familiar_error(error, q, k, v, alibi_slopes) from None
 
 
 def require(condition: bool, text: str) -> None:
     if not condition:
         raise InvalidArgument(text)
+
+
+def require_batch(q: Tensor, options: Dict[str, Any]) -> None:
+    """flash_attn refuses an empty batch."""
+    ends = options.get("cu_seqlens_q")
+    batch = q.shape[0] if ends is None else ends.shape[0] - 1
+    if batch < 1:
+        raise InvalidArgument("batch size must be positive")

@@ -1,13 +1,12 @@
 #include "cuda/ops/product.h"
 
-#include <cublasLt.h>
-
 #include <array>
 #include <map>
 #include <mutex>
 #include <optional>
 
 #include "cuda/error.h"
+#include "cuda/ops/cublaslt.h"
 
 namespace flashmha::cuda::ops {
 namespace {

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from ... import torch_ops
 from ..ops.triton.rotary import apply_rotary, check, positions_of
+
+__all__ = [
+    "ApplyRotaryEmb",
+    "ApplyRotaryEmbKV_",
+    "ApplyRotaryEmbQKV_",
+    "RotaryEmbedding",
+    "apply_rotary_emb",
+    "apply_rotary_emb_func",
+    "apply_rotary_emb_kv_",
+    "apply_rotary_emb_qkv_",
+    "apply_rotary_emb_torch",
+    "rotate_half",
+]
 
 
 class ApplyRotaryEmb(torch.autograd.Function):
@@ -116,6 +129,17 @@ class _RotateInPlace(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+def _rotate_in_place(packed, parts_of, tables, interleaved, seqlen_offsets):
+    if not torch.compiler.is_compiling():
+        return _RotateInPlace.apply(packed, parts_of, tables, interleaved, seqlen_offsets)
+    rotated = packed.clone()
+    for part, (cos, sin) in zip(parts_of(rotated), tables):
+        part.copy_(apply_rotary_emb(part, cos, sin, interleaved, seqlen_offsets=seqlen_offsets))
+    with torch.no_grad():
+        packed.copy_(rotated)
+    return rotated
+
+
 def apply_rotary_emb_qkv_(
     qkv: Tensor,
     cos: Tensor,
@@ -129,23 +153,36 @@ def apply_rotary_emb_qkv_(
     """Rotates q and k inside qkv, in place; qkv (batch, seqlen, 3, nheads, headdim), or (batch,
     seqlen, num_heads_q + 2 * num_heads_k, headdim) with num_heads_q."""
     tables = ((cos, sin), (cos if cos_k is None else cos_k, sin if sin_k is None else sin_k))
-    return _RotateInPlace.apply(qkv, lambda t: _queries_and_keys(t, num_heads_q), tables,
-                                interleaved, seqlen_offsets)
+    return _rotate_in_place(qkv, lambda t: _queries_and_keys(t, num_heads_q), tables, interleaved,
+                            seqlen_offsets)
 
 
 def apply_rotary_emb_kv_(kv: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False,
                          seqlen_offsets: Union[int, Tensor] = 0) -> Tensor:
     """Rotates k inside kv (batch, seqlen, 2, nheads, headdim), in place."""
     assert kv.dim() == 5 and kv.shape[2] == 2
-    return _RotateInPlace.apply(kv, lambda t: (t[:, :, 0],), ((cos, sin),), interleaved,
-                                seqlen_offsets)
+    return _rotate_in_place(kv, lambda t: (t[:, :, 0],), ((cos, sin),), interleaved,
+                            seqlen_offsets)
+
+
+class ApplyRotaryEmbQKV_:
+    """apply_rotary_emb_qkv_, for programs that call its apply."""
+
+    apply = staticmethod(apply_rotary_emb_qkv_)
+
+
+class ApplyRotaryEmbKV_:
+    """apply_rotary_emb_kv_, likewise."""
+
+    apply = staticmethod(apply_rotary_emb_kv_)
 
 
 class RotaryEmbedding(torch.nn.Module):
     """Tables that grow with the sequence, and apply_rotary_emb_qkv_ with them.
 
     With scale_base (512 is usual) queries and keys are scaled by position as well (Sun et al. 2022,
-    "XPos").
+    "XPos"). The tables are computed in float32, also in a model of 16 bits, whose conversion has
+    rounded the frequencies.
     """
 
     def __init__(self, dim: int, base: float = 10000.0, interleaved: bool = False,
@@ -153,27 +190,46 @@ class RotaryEmbedding(torch.nn.Module):
         super().__init__()
         self.dim, self.base = dim, float(base)
         self.interleaved, self.scale_base = interleaved, scale_base
-        pairs = torch.arange(0, dim, 2, device=device, dtype=torch.float32)
-        self.register_buffer("inv_freq", self.base ** (-pairs / dim), persistent=False)
-        scale = None if scale_base is None else (pairs + 0.4 * dim) / (1.4 * dim)
+        self.register_buffer("inv_freq", self._compute_inv_freq(device), persistent=False)
+        scale = None if scale_base is None else self._compute_scale(device)
         self.register_buffer("scale", scale, persistent=False)
         self._seq_len_cached = 0
-        self._tables = None  # (cos, sin, cos_k, sin_k), of the dtype they were asked for in
+        # [seqlen, dim / 2], of the dtype they were asked for in; those of k only with a scale_base.
+        self._cos_cached: Optional[Tensor] = None
+        self._sin_cached: Optional[Tensor] = None
+        self._cos_k_cached: Optional[Tensor] = None
+        self._sin_k_cached: Optional[Tensor] = None
+
+    def _pairs(self, device: Any) -> Tensor:
+        return torch.arange(0, self.dim, 2, device=device, dtype=torch.float32)
+
+    def _compute_inv_freq(self, device: Any = None) -> Tensor:
+        return 1.0 / self.base ** (self._pairs(device) / self.dim)
+
+    def _compute_scale(self, device: Any = None) -> Tensor:
+        return (self._pairs(device) + 0.4 * self.dim) / (1.4 * self.dim)
+
+    def _in_float32(self, buffer: Tensor, compute: Callable, device: Any) -> Tensor:
+        """A buffer as it was before the model was converted to 16 bits."""
+        return buffer.to(device) if buffer.dtype == torch.float32 else compute(device)
 
     def _update_cos_sin_cache(self, seqlen: int, device: Any = None, dtype: Any = None) -> None:
-        if (self._tables is not None and seqlen <= self._seq_len_cached and
-                self._tables[0].device == device and self._tables[0].dtype == dtype and
-                not (self.training and self._tables[0].is_inference())):
+        cos = self._cos_cached
+        if (cos is not None and seqlen <= self._seq_len_cached and cos.device == device and
+                cos.dtype == dtype and not (self.training and cos.is_inference())):
             return
         positions = torch.arange(seqlen, device=device, dtype=torch.float32)
-        angles = torch.outer(positions, self.inv_freq.to(device, torch.float32))
-        tables = [angles.cos(), angles.sin()] * 2
+        angles = torch.outer(positions,
+                             self._in_float32(self.inv_freq, self._compute_inv_freq, device))
+        cos, sin = angles.cos(), angles.sin()
+        self._seq_len_cached = seqlen
         if self.scale is not None:
             power = (positions - seqlen // 2) / self.scale_base
-            scale = self.scale.to(device, torch.float32) ** power[:, None]
-            tables = [tables[0] * scale, tables[1] * scale, tables[0] / scale, tables[1] / scale]
-        self._seq_len_cached = seqlen
-        self._tables = tuple(table.to(dtype) for table in tables)
+            scale = self._in_float32(self.scale, self._compute_scale, device) ** power[:, None]
+            self._cos_k_cached = (cos / scale).to(dtype)
+            self._sin_k_cached = (sin / scale).to(dtype)
+            cos, sin = cos * scale, sin * scale
+        self._cos_cached, self._sin_cached = cos.to(dtype), sin.to(dtype)
 
     def forward(self, qkv: Tensor, kv: Optional[Tensor] = None,
                 seqlen_offset: Union[int, Tensor] = 0, max_seqlen: Optional[int] = None,
@@ -185,9 +241,12 @@ class RotaryEmbedding(torch.nn.Module):
             if not isinstance(seqlen_offset, Tensor):
                 max_seqlen += seqlen_offset
         self._update_cos_sin_cache(max_seqlen, qkv.device, qkv.dtype)
-        cos, sin, cos_k, sin_k = self._tables
+        cos, sin, cos_k, sin_k = (self._cos_cached, self._sin_cached, self._cos_k_cached,
+                                  self._sin_k_cached)
         if kv is None:
             return apply_rotary_emb_qkv_(qkv, cos, sin, cos_k, sin_k, self.interleaved,
                                          seqlen_offset, num_heads_q)
+        if cos_k is None:
+            cos_k, sin_k = cos, sin
         q = apply_rotary_emb(qkv, cos, sin, self.interleaved, seqlen_offsets=seqlen_offset)
         return q, apply_rotary_emb_kv_(kv, cos_k, sin_k, self.interleaved, seqlen_offset)

@@ -10,6 +10,8 @@ from torch import Tensor
 from .... import _native, torch_ops
 from ...rules import require
 
+__all__ = ["apply_rotary"]
+
 
 def positions_of(x: Tensor, seqlen_offsets: Union[int, Tensor],
                  cu_seqlens: Optional[Tensor]) -> Tensor:
