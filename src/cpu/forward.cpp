@@ -113,12 +113,23 @@ class TiledForward {
         num_slots_ += unit.num_blocks;
         shared_.units[num_units_] = unit;
         add_tasks(sequence, static_cast<std::int32_t>(num_units_++));
+        if (is_enough()) run_wave();
       }
     }
     run_wave();
   }
 
  private:
+  // Work for all workers, and no more panels than their caches hold: what has been packed is used
+  // before it is forgotten.
+  bool is_enough() const {
+    constexpr std::int64_t kCacheBytes = 256 << 10;
+    constexpr std::int64_t kTasks = 12;
+    const std::int64_t workers = slices_.num_workers();
+    const std::int64_t slot_bytes = (geometry_.key_floats + geometry_.value_floats) * 4;
+    return num_slots_ * slot_bytes >= workers * kCacheBytes && num_tasks_ >= workers * kTasks;
+  }
+
   SequenceBand band_of(const Sequence& sequence) const {
     return {problem_.band, sequence.seqlen_q, sequence.seqlen_k};
   }
@@ -154,8 +165,11 @@ class TiledForward {
   }
 
   void run_wave() {
-    std::sort(shared_.tasks, shared_.tasks + num_tasks_,
-              [](const TileTask& a, const TileTask& b) { return a.num_keys > b.num_keys; });
+    // A head's panels stay in the caches from one of its tiles to the next; and its shortest tiles
+    // come last, so that the threads end together.
+    std::sort(shared_.tasks, shared_.tasks + num_tasks_, [](const TileTask& a, const TileTask& b) {
+      return a.unit != b.unit ? a.unit < b.unit : a.num_keys > b.num_keys;
+    });
     parallel_for(num_slots_, slices_.num_workers(),
                  [&](std::int64_t slot, int worker) { pack(slot, worker); });
     parallel_for(num_tasks_, slices_.num_workers(),

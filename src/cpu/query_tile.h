@@ -13,29 +13,51 @@ inline float rescale_factor(float from, float to) {
   return from == to ? 1.0f : exp2(set1((from - to) * kLog2E))[0];
 }
 
+// The highest of a row's scores. Four chains, because one waits for itself: a maximum takes as long
+// as four scores do.
+inline float highest_score(const float* scores, int64_t num_columns) {
+  Vec seen[4] = {set1(kMinusInfinity), set1(kMinusInfinity), set1(kMinusInfinity),
+                 set1(kMinusInfinity)};
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= num_columns; c += 4 * kLanes) {
+    for (int i = 0; i < 4; ++i)
+      seen[i] = max(load(scores + c + i * kLanes), seen[i]);
+  }
+  for (; c < num_columns; c += kLanes)
+    seen[0] = max(load(scores + c), seen[0]);
+  return highest(max(max(seen[0], seen[1]), max(seen[2], seen[3])));
+}
+
 // Replaces the scores of one row by exp(score - top) and adds them to the row's sum.
 inline void softmax_row(const QueryTile& tile, int64_t r, float* scores, int64_t num_columns) {
-  Vec highest_seen = set1(kMinusInfinity);
-  for (int64_t c = 0; c < num_columns; c += kLanes)
-    highest_seen = max(load(scores + c), highest_seen);
   const float before = tile.top[r];
-  const float here = highest(highest_seen);
+  const float here = highest_score(scores, num_columns);
   const float top = here > before ? here : before;
   if (top != before) {
-    const float factor = rescale_factor(before, top);
     tile.top[r] = top;
-    tile.sum[r] *= factor;
-    scale_row(tile.out + r * tile.out_stride, round_up(tile.head_dim_v, kLanes), factor);
+    if (before != kMinusInfinity) {  // else there is nothing yet
+      const float factor = rescale_factor(before, top);
+      tile.sum[r] *= factor;
+      scale_row(tile.out + r * tile.out_stride, round_up(tile.head_dim_v, kLanes), factor);
+    }
   }
   // A row that has seen nothing yet keeps weights of 0 instead of exp(-inf + inf).
   const Vec offset = set1(top == kMinusInfinity ? 0.0f : top * kLog2E);
-  Vec total = {};
-  for (int64_t c = 0; c < num_columns; c += kLanes) {
-    const Vec weight = exp2(load(scores + c) * kLog2E - offset);
-    total += weight;
+  Vec total[2] = {};
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= num_columns; c += 2 * kLanes) {
+    for (int i = 0; i < 2; ++i) {
+      const Vec weight = exp2_below_128(load(scores + c + i * kLanes) * kLog2E - offset);
+      total[i] += weight;
+      store(scores + c + i * kLanes, weight);
+    }
+  }
+  for (; c < num_columns; c += kLanes) {
+    const Vec weight = exp2_below_128(load(scores + c) * kLog2E - offset);
+    total[0] += weight;
     store(scores + c, weight);
   }
-  tile.sum[r] += sum(total);
+  tile.sum[r] += sum(total[0] + total[1]);
 }
 
 inline const ScoreOptions* options_of(const QueryTile& tile, int64_t row) {

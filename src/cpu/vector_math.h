@@ -19,13 +19,10 @@ inline Vec scale_exponent(Vec v, IVec n) {
   return (Vec)((IVec)v + (n << 23));
 }
 
-// 2^x within 1 ulp (1.5 where a tier has no FMA). Exact for whole x, infinity from 128, 0 below
-// -126: results are never subnormal, because products with subnormal operands cost some cores more
-// than a hundred cycles.
-inline Vec exp2(Vec x) {
-  const Vec clamped = min(set1(128.0f), x);
-  const IVec n = nearest_int(clamped);
-  const Vec f = clamped - to_float(n);
+// exp2 of x below 128.
+inline Vec exp2_below_128(Vec x) {
+  const IVec n = nearest_int(x);
+  const Vec f = x - to_float(n);
   Vec p = set1(0x1.470bb8p-13f);
   p = p * f + 0x1.5f72acp-10f;
   p = p * f + 0x1.3b270ep-7f;
@@ -34,6 +31,13 @@ inline Vec exp2(Vec x) {
   p = p * f + 0x1.62e432p-1f;
   p = p * f + 1.0f;
   return zero_where(x < -126.0f, scale_exponent(p, n));
+}
+
+// 2^x within 1 ulp (1.5 where a tier has no FMA). Exact for whole x, infinity from 128, 0 below
+// -126: results are never subnormal, because products with subnormal operands cost some cores more
+// than a hundred cycles.
+inline Vec exp2(Vec x) {
+  return exp2_below_128(min(set1(128.0f), x));
 }
 
 // e^x within 1.5 ulp; 0 below -87.33 (where the result would be subnormal), infinity above 88.73.
