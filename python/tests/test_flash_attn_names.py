@@ -229,8 +229,9 @@ def count(name):
         calls.append(name)
         return original(*arguments)
     setattr(flashmha.torch_ops, name, counting)
-count("quick_attend")
 count("attend")
+calls_of_interface = flashmha.flash_attn.flash_attn_interface
+calls_of_interface.quick_attend = lambda *arguments: None  # all take the other way
 torch.manual_seed(0)
 config = transformers.LlamaConfig(
     vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
