@@ -25,6 +25,12 @@ def tensors(rng, device, *shapes, grad=False):
     return [x.requires_grad_() for x in made] if grad else made
 
 
+def assert_close(found, expected, device):
+    """What two kernels give."""
+    rtol, atol = (1e-5, 1e-5) if device == "cpu" else (0.02, 0.01)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
 def int32(values, device):
     return torch.tensor(values, dtype=torch.int32, device=device)
 
@@ -156,12 +162,12 @@ def test_extension_module(rng, device):
     out, lse, _, rng_state = flash_attn_2_cuda.varlen_fwd(
         *packed, None, ends_q, ends_k, None, None, None, None, 7, 9, 0.0, scale, False, True, -1, 0,
         0.0, False, None)
-    torch.testing.assert_close(out.view_as(expected), expected)
+    assert_close(out.view_as(expected), expected, device)
     gradients = flash_attn_2_cuda.varlen_bwd(
         dout.flatten(0, 1), *packed, out, lse, None, None, None, ends_q, ends_k, None, 7, 9, 0.0,
         scale, False, True, -1, 0, 0.0, True, None, rng_state)
     for a, b in zip(gradients, true_gradients):
-        torch.testing.assert_close(a.view_as(b), b)
+        assert_close(a.view_as(b), b, device)
     filled = int32([4, 9], device)
     out, lse = flash_attn_2_cuda.fwd_kvcache(
         q[:, :1], k, v, None, None, filled, None, None, None, None, None, None, None, scale, True,
@@ -288,7 +294,7 @@ def test_negative_numbers_mean_none(rng, device):
     expected = flash_attn.flash_attn_func(q, k, v)
     for options in (dict(softcap=-1.0), dict(window_size=(-7, -2))):
         assert torch.equal(flash_attn.flash_attn_func(q, k, v, **options), expected)
-        torch.testing.assert_close(flash_attn.flash_attn_with_kvcache(q, k, v, **options), expected)
+        assert_close(flash_attn.flash_attn_with_kvcache(q, k, v, **options), expected, device)
 
 
 def test_a_cache_has_no_gradient_but_serves_tensors_that_want_one(rng, device):

@@ -258,6 +258,24 @@ def test_compiled_in_one_graph(rng, device, dynamic):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_dropout_is_compiled(rng, device):
+    """Each call of the compiled function draws anew, and the generator repeats it."""
+    from flashmha.flash_attn import flash_attn_func
+
+    torch._dynamo.reset()
+    q, k, v = (x.detach() for x in random_qkv(rng, device))
+    compiled = torch.compile(lambda q, k, v: flash_attn_func(q, k, v, dropout_p=0.3) * 2,
+                             fullgraph=True,
+                             backend="inductor" if device == "cuda" else "aot_eager")
+    torch.manual_seed(3)
+    first, second = compiled(q, k, v), compiled(q, k, v)
+    torch.manual_seed(3)
+    assert torch.equal(compiled(q, k, v), first) and not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(flash_attn_func(q, k, v, dropout_p=0.3) * 2, first)
+    torch._dynamo.reset()
+
+
 def test_compiled_cache_is_updated(rng, device):
     from flashmha.flash_attn import flash_attn_with_kvcache
 
