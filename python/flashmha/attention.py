@@ -61,7 +61,7 @@ def _result_shapes(q, v, ragged):
 
 def _require_rank(q, v, rank):
     for name, array in (("q", q), ("v", v)):
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        if not (arrays.is_torch(array) or hasattr(array, "shape") and hasattr(array, "dtype")):
             raise TypeError(f"[attention] {name} must be an array of NumPy, PyTorch, JAX, CuPy or "
                             f"any other library with DLPack; got {type(array).__name__}")
     if len(q.shape) != rank or len(v.shape) < 3:

@@ -225,7 +225,7 @@ import torch
 import transformers.utils.import_utils as known
 known.is_torch_cuda_available = lambda: True  # a model on a CPU will do
 for cached in (known.is_flash_attn_2_available, transformers.utils.is_flash_attn_2_available):
-    cached.cache_clear()
+    getattr(cached, "cache_clear", lambda: None)()
 assert transformers.utils.is_flash_attn_2_available()
 import flashmha.torch_ops
 calls = []

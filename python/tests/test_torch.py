@@ -317,3 +317,19 @@ def test_errors_of_tensors(rng, device):
             flashmha.attention(q.float(), k.float(), v.float())
         with pytest.raises(ValueError, match="k must be on cuda:0 like q; got .* on cpu"):
             flashmha.attention(q, k.cpu(), v)
+
+
+def test_tensors_without_the_exchange_table(rng, device):
+    """PyTorch before 2.10: the extension takes them through DLPack's protocol, on the current
+    stream, also if they want a gradient."""
+    from flashmha import _native
+
+    class Old(torch.Tensor):
+        __dlpack_c_exchange_api__ = None
+
+    tensors = [x.detach().as_subclass(Old).requires_grad_() for x in random_qkv(rng, device)]
+    out, lse = (x.as_subclass(Old) for x in torch_ops.new_results(tensors[0], tensors[2]))
+    _native.attend(*tensors, out, lse, causal=True)
+    expected = flashmha.attention(*(x.detach().as_subclass(torch.Tensor) for x in tensors),
+                                  causal=True)
+    assert torch.equal(out.as_subclass(torch.Tensor), expected)

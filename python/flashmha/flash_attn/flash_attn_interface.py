@@ -27,7 +27,7 @@ from .private import (
     options_of,
     round_multiple,
 )
-from .rules import familiar_error, familiar_errors, require, require_batch
+from .rules import familiar_error, require, require_batch
 
 _wrapped_flash_attn_forward = _flash_attn_forward
 _wrapped_flash_attn_varlen_forward = _flash_attn_varlen_forward
@@ -279,8 +279,10 @@ def flash_attn_with_kvcache(
         maybe_contiguous(cache_batch_idx), maybe_contiguous(cache_leftpad),
         maybe_contiguous(block_table), alibi_slopes, None, num_splits, softmax_scale, causal,
         max(window_size[0], -1), max(window_size[1], -1), max(softcap, 0.0))
-    with familiar_errors(q, k_cache, v_cache, alibi_slopes):
+    try:
         out, lse = torch_ops.attend_to_cache(*arguments)
+    except (InvalidArgument, Unsupported) as error:
+        raise familiar_error(error, q, k_cache, v_cache, alibi_slopes) from None
     return (out, fa2_lse(lse)) if return_softmax_lse else out
 
 
