@@ -8,6 +8,7 @@ CUDA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && PATH="$$PATH:/usr/local/cuda/bi
   >/dev/null && echo 1 || echo 0)
 PRESET = $(if $(filter-out 0,$(CUDA)),cuda,cpu)
 PROGRAM = build/$(PRESET)/apps/flashmha
+ON = $(if $(filter cuda,$(PRESET)),--device cuda)
 
 help:
 	@echo 'make run      sanity check, benchmark (plain against flash), a model trained and sampled'
@@ -32,13 +33,13 @@ TEXT = $(firstword $(wildcard /usr/share/common-licenses) docs)
 TRAINED = build/first-model
 
 run: program
-	$(PROGRAM) sanity-check
-	$(PROGRAM) benchmark --batch-size 2 --seq-length 256
+	$(PROGRAM) sanity-check $(ON)
+	$(PROGRAM) benchmark --batch-size 2 --seq-length 256 $(ON)
 	@cmake -E rm -rf $(TRAINED)
 	$(PROGRAM) train --data $(TEXT) --output $(TRAINED) --steps 600 --layers 4 --hidden 128 --heads 4 \
-	  --seq-length 256 --batch-size 4 --learning-rate 4e-3
+	  --seq-length 256 --batch-size 4 --learning-rate 4e-3 $(ON)
 	$(PROGRAM) generate --model $(TRAINED) --prompt 'This program is free software' --echo \
-	  --max-new-tokens 200 --temperature 0.7 --seed 1
+	  --max-new-tokens 200 --temperature 0.7 --seed 1 $(ON)
 
 # $(call run_tests,preset)
 define run_tests

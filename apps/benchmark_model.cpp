@@ -3,28 +3,39 @@
 
 #include "benchmark.h"
 #include "flashmha/generation.h"
+#include "flashmha/graph.h"
 #include "flashmha/random.h"
 #include "flashmha/training.h"
 
 namespace flashmha::app {
 namespace {
 
-// A model with its optimiser and the work that is timed.
+// A model with its optimiser and the work that is timed. On a GPU the work is recorded in graphs.
 class Subject {
  public:
   Subject(const BenchmarkFlags& flags, model::AttentionKind kind)
-      : flags_(flags), model_(model_config(flags, kind)) {
+      : flags_(flags), model_(model_config(flags, kind)), inference_(model_.config().device) {
     model_.init_weights(flags.seed);
     ids_ = Tensor::empty({flags.batch_size, flags.seq_length}, DType::int64);
     model::fill_integers(ids_, flags.seed, flags.vocab);
+    device_ids_ = Tensor::empty(ids_.shape(), ids_.dtype(), model_.config().device);
+    copy(ids_, device_ids_);
   }
 
   void train() {
     if (!optimizer_) optimizer_ = std::make_unique<model::AdamW>(model_);
-    model::training_step(model_, *optimizer_, {.input_ids = ids_}, ids_);
+    if (!step_) step_ = std::make_unique<model::TrainingStep>(model_, *optimizer_);
+    (*step_)({.input_ids = ids_}, ids_);
   }
 
-  void infer() const { model_.forward({.input_ids = ids_}); }
+  void infer() {
+    const model::ModelConfig& config = model_.config();
+    if (!logits_.defined()) {
+      logits_ = Tensor::empty({flags_.batch_size, flags_.seq_length, config.vocab_size},
+                              config.dtype, config.device);
+    }
+    inference_.run([&] { model_.forward_into({.input_ids = device_ids_}, logits_); });
+  }
 
   void generate() const {
     nn::KVCaches caches = model::make_caches(model_.config(), model::CacheKind::static_cache,
@@ -36,7 +47,10 @@ class Subject {
   const BenchmarkFlags& flags_;
   model::CausalLM model_;
   std::unique_ptr<model::AdamW> optimizer_;
-  Tensor ids_;
+  std::unique_ptr<model::TrainingStep> step_;
+  Graph inference_;
+  Tensor ids_, device_ids_;
+  Tensor logits_;
 };
 
 // Peak bytes of a process that holds one model: its weights and all that the work needs.
@@ -44,8 +58,9 @@ std::size_t peak_bytes(const BenchmarkFlags& flags, model::AttentionKind kind,
                        void (*work)(Subject&)) {
   const auto live = [&] {
     Subject subject(flags, kind);
-    work(subject);
-    work(subject);  // the first step allocates gradients and optimiser state on its way
+    // The first step allocates gradients and optimiser state on its way, the second records.
+    for (int step = 0; step < 3; ++step)
+      work(subject);
   };
   return extra_memory_bytes(live, parse_device(flags.device));
 }

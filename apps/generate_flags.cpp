@@ -117,7 +117,9 @@ void add_generate_flags(CLI::App& command, GenerateFlags& flags) {
       ->type_name("NAME")
       ->default_str("flash");
   add_device_flag(command, flags.load.device);
-  command.add_option("--dtype", flags.load.dtype, "Of weights and activations [the model's own]")
+  command
+      .add_option("--dtype", flags.load.dtype,
+                  "Of weights and activations [the model's own; on a GPU 16 bits]")
       ->transform(one_of(kDtypes))
       ->type_name("NAME");
 }

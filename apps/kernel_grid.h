@@ -30,11 +30,10 @@ struct GridFlags {
 std::vector<KernelShape> grid_of(const GridFlags& flags);
 
 // One row of the report: the shape, and of its speed on one thread and on all
-//   one_thread_gflops, threads_gflops     (decode: _gbps, of keys and values read)
-//   one_thread_peak_share, threads_peak_share   against float32 FMA (decode: against reading
-//   memory)
-//                                         on as many threads, measured in turn with the kernel
-//   scaling_ratio                         all threads over one
+//   one_thread_gflops, threads_gflops           decode: _gbps, of keys and values read
+//   one_thread_peak_share, threads_peak_share   of float32 FMA (decode: of reading memory) on as
+//                                               many threads, measured in turn with the kernel
+//   scaling_ratio                               all threads over one
 // and with --plain its time and extra memory next to plain attention's, on all threads.
 Json measure_kernel(const KernelShape& shape, const GridFlags& flags);
 

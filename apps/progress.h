@@ -8,10 +8,11 @@
 namespace flashmha::app {
 
 // On a terminal one line that rewrites itself and vanishes at the end; elsewhere (a log) a line at
-// the first step that comes 10 seconds or more after the last.
+// the first step that comes log_interval or more after the last.
 class Progress {
  public:
-  Progress(std::string task, std::int64_t total_steps);
+  Progress(std::string task, std::int64_t total_steps,
+           std::chrono::milliseconds log_interval = std::chrono::seconds(10));
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   ~Progress();
@@ -26,6 +27,7 @@ class Progress {
   std::int64_t total_steps_;
   std::int64_t started_steps_ = 0;
   bool is_terminal_;
+  std::chrono::milliseconds interval_;
   Clock::time_point start_ = Clock::now();
   Clock::time_point last_print_ = start_;
 };

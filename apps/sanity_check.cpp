@@ -79,15 +79,15 @@ ExitCode run(const SanityFlags& flags) {
   }
   fmt::print(
       "\n{} of {} checks passed. Errors are relative to the largest expected magnitude;\n"
-      "the tolerance is three times the error of plain attention in the same dtype, plus "
-      "rounding.\n",
+      "the tolerance is {} times the error of plain attention in the same dtype, plus rounding.\n",
       report.checks().size() - static_cast<std::size_t>(report.num_failed()),
-      report.checks().size());
+      report.checks().size(), options.slack);
   write_json(flags.common, {{"device", device_name(flags.device)},
                             {"batch_size", options.batch},
                             {"seq_length", options.seqlen},
                             {"new_tokens", options.new_tokens},
                             {"seed", options.seed},
+                            {"slack", options.slack},
                             {"num_failed", report.num_failed()},
                             {"checks", report.checks()}});
   return report.num_failed() == 0 ? ExitCode::ok : ExitCode::failed;
@@ -114,6 +114,10 @@ void add_sanity_check(CLI::App& program, ExitCode& exit_code) {
   add_device_flag(*command, flags->device);
   command->add_option("--seed", flags->options.seed, "Of weights and tokens")
       ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--slack", flags->options.slack, "How many times plain's error is allowed")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("X")
       ->capture_default_str();
   command->callback([flags, &exit_code] {
     prepare(flags->common);

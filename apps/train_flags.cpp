@@ -56,8 +56,8 @@ void add_model_flags(CLI::App& command, TrainFlags& flags) {
                                               {"bfloat16", DType::bfloat16}};
   command
       .add_option("--dtype", flags.dtype,
-                  "Of parameters and activations: float32 (default) or bfloat16, whose optimiser "
-                  "keeps float32 weights; default with --model: the model's")
+                  "Of parameters and activations: float32, or bfloat16, whose optimiser keeps "
+                  "float32 weights; default: float32, with --model the model's, on a GPU bfloat16")
       ->transform(one_of(names))
       ->type_name("NAME");
   add_device_flag(command, flags.device);
@@ -101,6 +101,8 @@ void add_run_flags(CLI::App& command, TrainFlags& flags) {
       ->capture_default_str();
   add_count(command, "--accumulate", options.accumulate, 1, "Batches in a step")
       ->capture_default_str();
+  command.add_flag("--recompute", options.recompute,
+                   "Layers keep their inputs only and compute the rest again: less memory");
   command.add_option("--seed", options.seed, "Of weights, of the data's order, of dropout")
       ->type_name("N")
       ->capture_default_str();
@@ -135,7 +137,8 @@ model::ModelConfig train_model_config(const TrainFlags& flags, std::int64_t voca
   config.intermediate_size =
       flags.intermediate > 0 ? flags.intermediate : (flags.hidden * 8 / 3 + 31) / 32 * 32;
   config.num_layers = flags.layers;
-  config.dtype = flags.dtype.value_or(DType::float32);
+  const bool on_gpu = flags.device.type == DeviceType::cuda;
+  config.dtype = flags.dtype.value_or(on_gpu ? DType::bfloat16 : DType::float32);
   config.device = flags.device;
   config.attention.hidden_size = flags.hidden;
   config.attention.num_heads = flags.heads;

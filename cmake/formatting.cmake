@@ -1,4 +1,5 @@
-# fmt, without which users of FlashMHA can do: no header of it is public, no library of it is linked.
+# fmt, without which users of FlashMHA can do: no header of it is public, no library of it is
+# linked.
 #
 # Used header-only, its text engine would be compiled again in every source file that formats
 # anything: three of every four seconds of a build. So one source file holds it, for all others, as

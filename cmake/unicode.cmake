@@ -1,6 +1,7 @@
-# Regular expressions (Oniguruma), normal forms and properties of characters (utf8proc), for src/text.
-# Oniguruma is loaded by name when it is first needed (src/text/oniguruma.h says why); utf8proc is linked: a static FlashMHA does not
-# hold it, its users link it through the CMake package or pkg-config (cmake/FlashMHAConfig.cmake.in, cmake/flashmha.pc.in).
+# Regular expressions (Oniguruma), normal forms and properties of characters (utf8proc), for
+# src/text. Oniguruma is loaded by name when it is first needed (src/text/oniguruma.h says why);
+# utf8proc is linked: a static FlashMHA does not hold it, its users link it through the CMake
+# package or pkg-config (cmake/FlashMHAConfig.cmake.in, cmake/flashmha.pc.in).
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(oniguruma REQUIRED oniguruma)
 pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)

@@ -64,7 +64,7 @@ struct Classifier {
     const Tensor loss = Tensor::empty({2}, DType::float32);
     const Tensor lse = Tensor::empty({kBatch}, DType::float32);
     ops::cross_entropy(logits, batch.labels, /*ignore_index=*/-100, loss, lse);
-    ops::cross_entropy_backward(logits, {.targets = batch.labels, .lse = lse, .loss = loss}, 1.0f,
+    ops::cross_entropy_backward(logits, {.targets = batch.labels, .lse = lse, .loss = loss},
                                 /*dlogits=*/logits);
 
     const Tensor dmean = head.backward(logits, mean);
@@ -122,13 +122,13 @@ int main() {
   for (int step = 1; step <= 200; ++step) {
     const float loss = classifier.accumulate(Batch(random));
     mean_loss += 0.1f * (loss - mean_loss);
-    for (Trained& one : all) {
+    const auto schedule = ops::adamw_schedule({}, /*learning_rate=*/3e-3f, step);
+    for (Trained& one : all) {  // which zeroes the gradients
       ops::adamw({.parameter = one.parameter->value,
                   .gradient = one.parameter->gradient_sum(),
                   .moment1 = one.moment1,
                   .moment2 = one.moment2},
-                 {.learning_rate = 3e-3f, .step = step});
-      one.parameter->zero_gradient();
+                 {.schedule = view_of(schedule.data(), {3})}, {});
     }
     if (step % 50 == 0) std::printf("step %3d  loss %.3f\n", step, static_cast<double>(mean_loss));
   }

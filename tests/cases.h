@@ -1,5 +1,5 @@
-// The one list of attention problems: tests take it for correctness, benchmarks for speed. A case
-// is data; tests/attention/instance.h makes tensors of it.
+// The one list of attention problems, for tests on every backend. A case is data;
+// tests/attention/instance.h makes tensors of it.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ enum Tag : unsigned {
   kSmoke = 1,       // one of each kind, seconds together
   kDegenerate = 2,  // lengths 0 and 1, rows that see nothing, every option on them
   kFull = 4,        // the grid of FlashAttention-2's tests, and ours
-  kBench = 8,       // shapes whose speed is reported
+  kLong = 8,        // caches of up to 131072 keys; more heads than are packed at a time
 };
 
 enum class Layout : std::uint8_t { dense, ragged, ragged_paged, cache, cache_paged };

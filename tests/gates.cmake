@@ -13,6 +13,8 @@ flashmha_gate(gate.walls gate 60 ${CMAKE_COMMAND} -D ROOT=${PROJECT_SOURCE_DIR}
               -P ${tests}/walls.cmake)
 flashmha_gate(gate.walls_find_violations gate 60 ${CMAKE_COMMAND} -D WALLS=${tests}/walls.cmake
               -D SCRATCH=${scratch}/walls -P ${tests}/walls_selftest.cmake)
+flashmha_gate(gate.mission_rows gate 60 ${CMAKE_COMMAND} -D BUILD=${PROJECT_BINARY_DIR}
+              -P ${tests}/mission_rows.cmake)
 flashmha_gate(gate.limits gate 60 ${CMAKE_COMMAND} -D ROOT=${PROJECT_SOURCE_DIR}
               -P ${tests}/limits.cmake)
 flashmha_gate(gate.format gate 300 ${PROJECT_SOURCE_DIR}/scripts/format.sh)
@@ -33,6 +35,11 @@ foreach(header IN LISTS headers)
                 -Wconversion -Werror -I${PROJECT_SOURCE_DIR}/include ${scratch}/headers/${name}.cpp)
 endforeach()
 
+# flashmha/flashmha.h includes all of them.
+flashmha_gate(package.header_of_everything package 60 ${CMAKE_COMMAND}
+              -D COMPILER=${CMAKE_CXX_COMPILER} -D INCLUDE=${PROJECT_SOURCE_DIR}/include
+              -P ${tests}/package/everything.cmake)
+
 file(GLOB snippets CONFIGURE_DEPENDS "${tests}/compile_fail/*.cpp")
 string(COMPARE EQUAL "${CMAKE_CXX_COMPILER_ID}" GNU gnu)
 foreach(snippet IN LISTS snippets)
@@ -40,6 +47,13 @@ foreach(snippet IN LISTS snippets)
   flashmha_gate(compile_fail.${name} package 60 ${CMAKE_COMMAND} -D COMPILER=${CMAKE_CXX_COMPILER}
                 -D GNU=${gnu} -D INCLUDE=${PROJECT_SOURCE_DIR}/include
                 -D SNIPPET=${snippet} -P ${tests}/compile_fail/check.cmake)
+endforeach()
+
+# The documents' C++ compiles.
+foreach(document README docs/model)
+  string(REGEX REPLACE ".*/" "" name ${document})
+  flashmha_gate(readme.snippets.${name} readme 120 ${PROJECT_SOURCE_DIR}/scripts/check_snippets.sh
+                ${CMAKE_CXX_COMPILER} ${PROJECT_SOURCE_DIR}/${document}.md)
 endforeach()
 
 if(FLASHMHA_BUILD_APPS)

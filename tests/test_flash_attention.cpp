@@ -1,12 +1,16 @@
 // The functional test program: every kernel against the specification on the list of cases.
 //
 //   test_flash_attention                smoke and degenerate cases, a sample of the full grid,
-//   fuzzing test_flash_attention --full         the whole grid test_flash_attention --set smoke one
-//   set: smoke, degenerate, sample, full or fuzz
+//                                       long sequences, fuzzing
+//
+//   test_flash_attention --full         the whole grid
+//
+//   test_flash_attention --set smoke    one set: smoke, degenerate, sample, full, long or fuzz
 //
 //   test_flash_attention --device cuda  on a GPU; cases in float32 are taken in bfloat16
 //
-// Exit code: 0 if no kernel was wrong, 1 if one was, 2 for bad usage, 77 if there is no such GPU.
+// Exit code: 0 if every kernel was right and, on the CPU, every pass of every case was served by a
+// kernel under test; 1 if not, 2 for bad usage, 77 if there is no such GPU.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -16,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "flashmha/error.h"
 #include "tests/attention/instance.h"
 #include "tests/attention/run_case.h"
@@ -103,6 +108,7 @@ std::vector<Case> named_set(const std::string& name, const Arguments& arguments)
   if (name == "smoke") return cases(kSmoke);
   if (name == "degenerate") return cases(kDegenerate);
   if (name == "full") return cases(kFull);
+  if (name == "long") return cases(kLong);
   std::vector<Case> list;
   if (name == "sample") {
     const std::vector<Case> full = cases(kFull);
@@ -116,18 +122,25 @@ std::vector<Case> named_set(const std::string& name, const Arguments& arguments)
   return list;
 }
 
-int report(const Totals& totals) {
+// A GPU's kernels may refuse; then the caller knows why. On the CPU everything is served.
+bool is_good(const Totals& totals, Device device) {
+  const bool may_refuse = device.type == DeviceType::cuda;
+  return totals.failures.empty() && (may_refuse || totals.num_unserved == 0);
+}
+
+int report(const Totals& totals, Device device) {
   for (const auto& [pass, count] : totals.served) {
     fmt::print("{:9} {} comparisons with the specification\n", pass, count);
   }
   if (totals.num_unserved > 0) {
-    fmt::print("refused by every kernel under test: {} passes\n", totals.num_unserved);
+    fmt::print("refused by every kernel under test: {} passes{}\n", totals.num_unserved,
+               device.type == DeviceType::cpu ? "; on the CPU this is a failure" : "");
     for (const auto& [reason, count] : totals.refusals)
       fmt::print("  {:4} x {}\n", count, reason);
   }
   fmt::print("largest error: {:.2f} of what is allowed\n", totals.worst_ratio);
   fmt::print("{} of {} cases failed\n", totals.failures.size(), totals.num_cases);
-  return totals.failures.empty() ? 0 : 1;
+  return is_good(totals, device) ? 0 : 1;
 }
 
 int run(const Arguments& arguments) {
@@ -138,14 +151,15 @@ int run(const Arguments& arguments) {
                num_devices(DeviceType::cuda));
     return kSkipped;
   }
-  std::vector<std::string> sets{"smoke", "degenerate", "sample", "fuzz"};
+  if (device.type == DeviceType::cpu) fmt::print("instruction set: {}\n", cpu::kernels().name);
+  std::vector<std::string> sets{"smoke", "degenerate", "sample", "long", "fuzz"};
   if (arguments.full) sets[2] = "full";
   if (!arguments.set.empty()) sets = {arguments.set};
   Totals totals;
   for (const std::string& name : sets) {
     run_set(name, named_set(name, arguments), arguments, totals);
   }
-  return arguments.list ? 0 : report(totals);
+  return arguments.list ? 0 : report(totals, device);
 }
 
 }  // namespace
@@ -157,7 +171,7 @@ int main(int argc, char** argv) {
   CLI::App app("Compares every kernel with the double-precision specification.");
   app.add_flag("--full", arguments.full, "run the whole grid instead of a sample");
   app.add_option("--set", arguments.set, "run one set of cases")
-      ->check(CLI::IsMember({"smoke", "degenerate", "sample", "full", "fuzz"}));
+      ->check(CLI::IsMember({"smoke", "degenerate", "sample", "full", "long", "fuzz"}));
   app.add_option("--kernel", arguments.kernel,
                  "test this kernel ('*': the reference in its own dtypes too)");
   app.add_option("--device", arguments.device, "where the tensors are: cpu, cuda or cuda:N");

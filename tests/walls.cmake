@@ -1,13 +1,14 @@
 # Who may include whom:  cmake -D ROOT=<source tree> -P tests/walls.cmake
 #
-# Left may include right, never back: {apps, python} -> train -> model -> nn -> ops -> attention -> core, and
-# the backends (reference, cpu, cuda, no_cuda) -> {attention, ops, core}; model -> text -> io -> core. Two
-# kinds of headers are checked:
+# Left may include right, never back: {apps, python} -> train -> model -> nn -> ops -> attention ->
+# core, and the backends (reference, cpu, cuda, no_cuda) -> {attention, ops, core}; model -> text ->
+# io -> core. What is checked:
 #   "flashmha/x.h"  public, belongs to the room named below
 #   "room/x.h"      private, for the room itself and, where a seam is listed, for the rooms named
+#   <library/x.h>   another's, for the files that are listed
 cmake_minimum_required(VERSION 3.25)
 
-set(public_of_core device dlpack dtype error random tensor version)
+set(public_of_core device dlpack dtype error graph random tensor version)
 set(public_of_attention attention plan)
 set(public_of_io safetensors)
 set(public_of_ops ops)
@@ -42,7 +43,23 @@ set(seams
     "(reference|cpu|cuda|no_cuda) -> ops/table\\.h"
     "[a-z_]+ -> io/(file|json|safetensors_write)\\.h"
     "train -> model/mix\\.h"
-    "apps -> cpu/(isa|kernel_table|machine_probe)\\.h")  # info, and the peak that shares refer to
+    "apps -> cpu/isa\\.h")  # info, and the peak that shares refer to
+
+# Other libraries are known to few files (docs/dependencies.md).
+set(libraries
+    "(apps|src/(core|model|train))/.* -> fmt/(format|ranges)\\.h"
+    "apps/command\\.h -> (CLI/CLI|nlohmann/json)\\.hpp"
+    "src/io/json\\.h -> nlohmann/json\\.hpp"
+    "src/core/dlpack\\.cpp -> dlpack/dlpack\\.h"
+    "src/text/oniguruma\\.h -> oniguruma\\.h"
+    "src/text/unicode\\.cpp -> utf8proc\\.h"
+    "src/cpu/simd_[a-z0-9]+\\.h -> immintrin\\.h"
+    "src/cpu/isa_x86\\.cpp -> cpuid\\.h"
+    "src/cuda/.* -> cuda_(runtime_api|bf16|fp16)\\.h"
+    "src/cuda/ops/product\\.cpp -> cublasLt\\.h"
+    "src/cuda/ops/rows_by_index\\.cu -> cub/.*"
+    "python/src/.* -> (nanobind|dlpack)/.*"
+    "(apps|src/(core|io|text|train))/.* -> (dlfcn|fcntl|sched|unistd|sys/[a-z]+)\\.h")  # POSIX
 
 set(violations "")
 
@@ -56,36 +73,78 @@ function(room_of_public header result)
   set(${result} "" PARENT_SCOPE)
 endfunction()
 
+# One public header of ours, in quotes.
+function(check_public room header)
+  room_of_public(${header} owner)
+  if(NOT owner)
+    set(problem "flashmha/${header}.h belongs to no room: list it in tests/walls.cmake"
+        PARENT_SCOPE)
+  elseif(NOT owner IN_LIST ${room}_sees)
+    set(problem "${room} must not include flashmha/${header}.h of ${owner}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# One private header of ours, in quotes.
+function(check_private file room owner header)
+  set(edge "${room} -> ${owner}/${header}")
+  set(allowed FALSE)
+  if(file MATCHES "^include/flashmha/" OR room STREQUAL "python")
+    set(seams "")  # users do not have them; python is built against an installed library
+  elseif(edge MATCHES "^cuda -> cuda/(sm80|sm90)/" AND file MATCHES "^src/cuda/(tile|algo)/")
+    set(problem "tiles and algorithms must not include kernels: ${edge}" PARENT_SCOPE)
+  elseif(edge MATCHES "^cuda -> cuda/algo/" AND file MATCHES "^src/cuda/tile/")
+    set(problem "tiles must not include algorithms: ${edge}" PARENT_SCOPE)
+  elseif("${file} ${edge}" MATCHES "^src/cuda/(sm80/.* cuda/sm90|sm90/.* cuda/sm80)/")
+    set(problem "kernels for sm_80 and sm_90 do not know each other: ${edge}" PARENT_SCOPE)
+  endif()
+  foreach(seam IN LISTS seams)
+    if(edge MATCHES "^${seam}$")
+      set(allowed TRUE)
+    endif()
+  endforeach()
+  if(NOT owner STREQUAL room AND NOT allowed)
+    set(problem "no seam lets ${edge}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# A header in angle brackets: the standard library's, or another library's.
+function(check_library file header)
+  string(REGEX REPLACE "/.*" "" folder "${header}")
+  if(header MATCHES "^[a-z_0-9]+$")
+    return()
+  elseif(file MATCHES "^include/flashmha/")
+    set(problem "a public header includes more than the standard library: <${header}>" PARENT_SCOPE)
+    return()
+  elseif(folder STREQUAL "flashmha" OR DEFINED ${folder}_sees)
+    set(problem "our own headers are included in quotes, not as <${header}>" PARENT_SCOPE)
+    return()
+  endif()
+  foreach(library IN LISTS libraries)
+    if("${file} -> ${header}" MATCHES "^${library}$")
+      return()
+    endif()
+  endforeach()
+  set(problem "<${header}> is not for this file: see 'libraries' in tests/walls.cmake" PARENT_SCOPE)
+endfunction()
+
 function(check_include file room line)
-  if(line MATCHES "\"flashmha/([a-z_0-9/]+)\\.h\"")
-    set(header ${CMAKE_MATCH_1})
-    room_of_public(${header} owner)
-    if(NOT owner)
-      set(problem "flashmha/${header}.h belongs to no room: list it in tests/walls.cmake")
-    elseif(NOT owner IN_LIST ${room}_sees)
-      set(problem "${room} must not include flashmha/${header}.h of ${owner}")
+  set(problem "")
+  if(NOT line MATCHES "include[ \t]*([<\"])([^>\"]+)[>\"]")
+    set(problem "an include must name its file: ${line}")
+  else()
+    set(bracket "${CMAKE_MATCH_1}")
+    set(header "${CMAKE_MATCH_2}")
+    if(header MATCHES "(^|/)\\.\\.?/")
+      set(problem "relative include of ${header}; headers are named from include/ or src/")
+    elseif(bracket STREQUAL "<")
+      check_library(${file} ${header})
+    elseif(header MATCHES "^flashmha/([a-z_0-9/]+)\\.h$")
+      check_public(${room} ${CMAKE_MATCH_1})
+    elseif(header MATCHES "^([a-z_0-9]+)/(.+)$")
+      check_private(${file} ${room} ${CMAKE_MATCH_1} ${CMAKE_MATCH_2})
+    elseif(NOT file MATCHES "^(apps|python/src)/")  # these have folders of their own
+      set(problem "'${header}' must be named with its room: room/file.h")
     endif()
-  elseif(line MATCHES "\"([a-z_0-9]+)/([a-z_0-9/.]+)\"")
-    set(owner ${CMAKE_MATCH_1})
-    set(edge "${room} -> ${owner}/${CMAKE_MATCH_2}")
-    set(allowed FALSE)
-    if(file MATCHES "/include/flashmha/" OR room STREQUAL "python")
-      set(seams "")  # users do not have them; python is built against an installed library
-    elseif(edge MATCHES "^cuda -> cuda/(sm80|sm90)/" AND file MATCHES "/src/cuda/(tile|algo)/")
-      set(problem "tiles and algorithms must not include kernels: ${line}")
-    elseif(edge MATCHES "^cuda -> cuda/algo/" AND file MATCHES "/src/cuda/tile/")
-      set(problem "tiles must not include algorithms: ${line}")
-    endif()
-    foreach(seam IN LISTS seams)
-      if(edge MATCHES "^${seam}$")
-        set(allowed TRUE)
-      endif()
-    endforeach()
-    if(NOT owner STREQUAL room AND NOT allowed)
-      set(problem "no seam lets ${edge}")
-    endif()
-  elseif(file MATCHES "/include/flashmha/" AND line MATCHES "[<\"][a-z_0-9]+[./]")
-    set(problem "a public header includes more than the standard library: ${line}")
   endif()
   if(problem)
     list(APPEND violations "${file}: ${problem}")
@@ -93,8 +152,9 @@ function(check_include file room line)
   endif()
 endfunction()
 
+# file: relative to ROOT.
 function(check_file file room)
-  file(STRINGS "${file}" lines REGEX "^[ \t]*#[ \t]*include")
+  file(STRINGS "${ROOT}/${file}" lines REGEX "^[ \t]*#[ \t]*include")
   foreach(line IN LISTS lines)
     check_include("${file}" ${room} "${line}")
   endforeach()
@@ -102,7 +162,7 @@ function(check_file file room)
 endfunction()
 
 set(num_files 0)
-file(GLOB public_headers "${ROOT}/include/flashmha/*.h")
+file(GLOB public_headers RELATIVE "${ROOT}" "${ROOT}/include/flashmha/*.h")
 foreach(file IN LISTS public_headers)
   get_filename_component(header "${file}" NAME_WE)
   room_of_public(${header} room)
@@ -114,12 +174,11 @@ foreach(file IN LISTS public_headers)
   math(EXPR num_files "${num_files} + 1")
 endforeach()
 
-file(GLOB_RECURSE sources "${ROOT}/src/*.h" "${ROOT}/src/*.cpp" "${ROOT}/apps/*.h"
-                          "${ROOT}/apps/*.cpp" "${ROOT}/src/cuda/*.cu" "${ROOT}/src/cuda/*.cuh"
-                          "${ROOT}/python/src/*.h" "${ROOT}/python/src/*.cpp")
+file(GLOB_RECURSE sources RELATIVE "${ROOT}"
+     "${ROOT}/src/*.h" "${ROOT}/src/*.cpp" "${ROOT}/src/*.cu" "${ROOT}/src/*.cuh"
+     "${ROOT}/apps/*.h" "${ROOT}/apps/*.cpp" "${ROOT}/python/src/*.h" "${ROOT}/python/src/*.cpp")
 foreach(file IN LISTS sources)
-  file(RELATIVE_PATH relative "${ROOT}" "${file}")
-  string(REGEX REPLACE "^(src/)?([^/]+)/.*" "\\2" room "${relative}")
+  string(REGEX REPLACE "^(src/)?([^/]+)/.*" "\\2" room "${file}")
   if(NOT DEFINED ${room}_sees)
     list(APPEND violations "${file}: '${room}' is no room: list it in tests/walls.cmake")
   else()

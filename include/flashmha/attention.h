@@ -5,13 +5,17 @@
 // computed exactly, in tiles, without storing the scores (Dao 2023, "FlashAttention-2").
 //
 // Layouts, sizes and rules that hold for every function here:
-//   q    [batch, seqlen_q, num_heads_q,  head_dim]        k  [batch, seqlen_k, num_heads_kv,
-//   head_dim] v    [batch, seqlen_k, num_heads_kv, head_dim_v]      out [batch, seqlen_q,
-//   num_heads_q, head_dim_v] lse  float32 [batch, num_heads_q, seqlen_q]: natural log of the sum of
-//   exp(score), sink included dtype float32, bfloat16 or float16, the same for q, k, v, out and
-//   their gradients (float64: the reference backend only, with lse and its gradient in float64
-//   too). head_dim, head_dim_v <= 256. num_heads_q is a multiple of num_heads_kv; query heads [g*r,
-//   (g+1)*r) share key head g. The last dimension has stride 1, all others are free.
+//   q    [batch, seqlen_q, num_heads_q,  head_dim]
+//   k    [batch, seqlen_k, num_heads_kv, head_dim]
+//   v    [batch, seqlen_k, num_heads_kv, head_dim_v]
+//   out  [batch, seqlen_q, num_heads_q,  head_dim_v]
+//   lse  float32 [batch, num_heads_q, seqlen_q]: natural log of the sum of exp(score) with the sink
+// dtype float32, bfloat16 or float16, the same for q, k, v, out and their gradients (float64: the
+// reference backend only, with lse and its gradient in float64 too). head_dim, head_dim_v <= 256.
+// num_heads_q is a multiple of num_heads_kv; query heads [g*r, (g+1)*r) share key head g.
+// The last dimension has stride 1, all others are free. What is written (results, gradients, a
+// cache that keys are appended to) must not overlap itself: from the smallest stride up, each
+// dimension has to step over all elements that the dimensions before it reach.
 // A query row that sees no key gives out = 0 and lse = -inf (lse = the sink with attention sinks).
 // Bad arguments throw Error(invalid_argument); a legal problem that no backend serves throws
 // Error(unsupported) with every backend's reason.
@@ -46,16 +50,16 @@ struct AttentionOptions {
   std::int64_t window_left = -1;
   std::int64_t window_right = -1;
   MaskAlign align = MaskAlign::bottom_right;
-  float softcap =
-      0.0f;  // > 0: scaled scores become softcap * tanh(score / softcap), before bias and masks
+  // > 0: scaled scores become softcap * tanh(score / softcap), before bias and masks.
+  float softcap = 0.0f;
   Dropout dropout;  // forward and backward need the same value
-  TensorView
-      alibi_slopes;  // float32 [num_heads_q] or [batch, num_heads_q]: adds -slope * |i + shift - j|
-  TensorView bias;  // float32 or q's dtype, rank 4, broadcastable to [batch, num_heads_q, seqlen_q,
-                    // seqlen_k]
+  // float32 [num_heads_q] or [batch, num_heads_q]: adds -slope * |i + shift - j|.
+  TensorView alibi_slopes;
+  // float32 or q's dtype, rank 4, broadcastable to [batch, num_heads_q, seqlen_q, seqlen_k].
+  TensorView bias;
   TensorView mask;  // boolean, broadcastable like bias; true = may be seen
-  TensorView
-      sinks;  // float32 or q's dtype [num_heads_q]: one more logit per head in the denominator only
+  // float32 or q's dtype [num_heads_q]: one more logit per head, in the denominator only.
+  TensorView sinks;
   bool deterministic = false;  // backward gives the same bits every time (on a CPU it always does)
 };
 
@@ -67,8 +71,8 @@ struct Sequences {
   TensorView cu_seqlens_k;        // int32 [batch + 1]
   std::int64_t max_seqlen_q = 0;  // upper bounds of the lengths; may exceed them
   std::int64_t max_seqlen_k = 0;
-  TensorView seqused_q;  // int32 [batch] or not given: only the first seqused_q[b] rows are real;
-                         // the rest give out 0
+  // int32 [batch] or not given: only the first seqused_q[b] rows are real, the rest give out 0.
+  TensorView seqused_q;
   TensorView seqused_k;  // int32 [batch] or not given
   // Given: k and v are pages [num_pages, page_size, num_heads_kv, head_dim] and key j of sequence b
   // lies in page block_table[b, j / page_size]; cu_seqlens_k then only supplies the lengths.
@@ -136,11 +140,11 @@ AttentionResult flash_attn_varlen_qkvpacked_func(const TensorView& qkv, const Se
 
 // What a decoding step brings besides q and the cache.
 struct AppendKV {
-  TensorView
-      k;  // [batch, seqlen_new, num_heads_kv, head_dim] or not given: written into the cache at
-  TensorView v;   // [cache_seqlens, cache_seqlens + seqlen_new) before attention. cache_seqlens
-                  // itself is not changed
-  Rotary rotary;  // applied to q and k
+  // [batch, seqlen_new, num_heads_kv, head_dim(_v)] or not given: written into the cache at
+  // [cache_seqlens, cache_seqlens + seqlen_new) before attention. cache_seqlens is not changed.
+  TensorView k;
+  TensorView v;
+  Rotary rotary;       // applied to q and k
   int num_splits = 0;  // parts into which the keys are cut for parallelism; 0 = chosen by the plan
 };
 
@@ -157,13 +161,22 @@ struct AttentionGradients {
   Tensor dq;
   Tensor dk;
   Tensor dv;
-  Tensor
-      dbias;  // float32 (float64 with float64 q), shape of options.bias; defined if bias was given
+  Tensor dbias;   // float32 (float64 with float64 q), options.bias's shape; defined if it was given
   Tensor dsinks;  // same dtype, [num_heads_q]; defined if sinks were given
 };
 
 // Gradients of flash_attn_func. out and lse are its results, dout has out's shape. dlse, if given,
 // is the gradient of lse (float32, lse's shape). options must equal the forward's.
+//
+// A packed function's gradients are those of its parts, views of qkv or kv. To have them in one
+// packed tensor, let an AttentionCall (flashmha/plan.h) write them there:
+//
+//   Tensor dqkv = Tensor::empty(qkv.shape, qkv.dtype);  // [batch, seqlen, 3, num_heads, head_dim]
+//   const auto part = [](const TensorView& packed, int i) { return packed.select(2, i); };
+//   AttentionCall call{.q = part(qkv, 0), .k = part(qkv, 1), .v = part(qkv, 2)};
+//   call.out = result.out, call.lse = result.lse, call.dout = dout, call.options = options;
+//   call.dq = part(dqkv, 0), call.dk = part(dqkv, 1), call.dv = part(dqkv, 2);
+//   run(call);
 AttentionGradients flash_attn_backward(const TensorView& dout, const TensorView& q,
                                        const TensorView& k, const TensorView& v,
                                        const AttentionResult& forward,

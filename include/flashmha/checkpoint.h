@@ -31,7 +31,9 @@ ModelConfig read_config(const std::string& directory);
 void write_config(const ModelConfig& config, const std::string& directory);
 
 struct LoadOptions {
-  std::optional<DType> dtype{};  // of parameters and activations; default: the config's
+  // Of parameters and activations; default: the config's, but bfloat16 for float32 where flash
+  // attention is to run on a GPU, which has none in float32.
+  std::optional<DType> dtype{};
   Device device{};
   AttentionKind attention_kind = AttentionKind::flash;
 };

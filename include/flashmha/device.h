@@ -25,11 +25,26 @@ Device parse_device(const std::string& name);
 // a build without CUDA.
 int num_devices(DeviceType type);
 
-// A queue of work: a cudaStream_t on a GPU (null: the default stream); without meaning on a CPU,
-// where every call has finished when it returns. Tensors that a call returns belong to the order of
-// its stream, and must be gone before the stream is destroyed.
+// A queue of work: a cudaStream_t on a GPU (null: the thread's current stream); without meaning on
+// a CPU, where every call has finished when it returns. Tensors that a call returns belong to the
+// order of its stream, and must be gone before the stream is destroyed.
 struct Stream {
   void* handle = nullptr;
+};
+
+// The stream of this thread's calls that name none; null is the default stream of CUDA.
+Stream current_stream();
+
+// Makes a stream the thread's current one while it lives: layers and models then queue there.
+class CurrentStream {
+ public:
+  explicit CurrentStream(Stream stream);
+  CurrentStream(const CurrentStream&) = delete;
+  CurrentStream& operator=(const CurrentStream&) = delete;
+  ~CurrentStream();
+
+ private:
+  Stream previous_;
 };
 
 // Waits until the work that was queued on the stream has finished; throws Error(device) if some of

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,8 +24,8 @@ struct CachedKeys {
   TensorView v = {};            // [num_pages, page_size, num_heads_kv, head_dim]
   TensorView block_table = {};  // int32 [batch, max_pages], or not given
   std::int64_t seqlen = 0;      // keys, of every row
-  std::int64_t first_slot =
-      0;  // slot of the oldest key; key i is in slot (first_slot + i) % capacity
+  // Slot of the oldest key; key i is in slot (first_slot + i) % capacity.
+  std::int64_t first_slot = 0;
 };
 
 // Contiguous keys and values, oldest first.
@@ -34,6 +35,19 @@ struct OrderedKeys {
   Tensor k_copy, v_copy;  // what the views point to if a copy was needed (rings, pages)
 };
 OrderedKeys in_order(const CachedKeys& keys);
+
+// One decoding step, one new token a row, whose lengths are on the device: the same work in every
+// step, as a Graph needs it. For caches that give out their memory (KVCache::reserve).
+struct DecodeStep {
+  TensorView cache_seqlens = {};  // int32 [batch]: slots that are filled before the step
+  TensorView cache_leftpad = {};  // int32 [batch]: first slot with a real token; or not given
+};
+
+// All slots of a cache, filled or not: [batch, capacity, num_heads_kv, head_dim].
+struct ReservedKeys {
+  TensorView k = {};
+  TensorView v = {};
+};
 
 class KVCache {
  public:
@@ -51,6 +65,14 @@ class KVCache {
   // appended tokens may attend to, themselves included. The first append fixes batch, heads,
   // head_dim and dtype. Throws invalid_argument if they change or the capacity is exceeded.
   virtual CachedKeys append(const TensorView& k, const TensorView& v) = 0;
+
+  // For steps that write to the cache by themselves: makes room for `count` more tokens and returns
+  // all slots, which stay where they are until more room is needed or the batch changes. Not given
+  // by caches that move their slots (sliding, paged), and by empty ones. Throws invalid_argument if
+  // the capacity is exceeded.
+  virtual std::optional<ReservedKeys> reserve(std::int64_t count);
+  // Counts tokens that such steps have written.
+  void advance(std::int64_t count);
 
   // Forgets all tokens from seqlen on. Negative: forgets -seqlen tokens. A sliding cache that has
   // already dropped tokens cannot do it and throws.
@@ -75,11 +97,14 @@ class DynamicKVCache : public KVCache {
  public:
   std::int64_t batch() const override { return k_.defined() ? k_.size(0) : 0; }
   CachedKeys append(const TensorView& k, const TensorView& v) override;
+  std::optional<ReservedKeys> reserve(std::int64_t count) override;
   void crop(std::int64_t seqlen) override;
   void select(std::span<const std::int64_t> rows) override;
   void reset() override;
 
  private:
+  void make_room(std::int64_t count, const TensorView& k, const TensorView& v);
+
   Tensor k_;  // [batch, capacity, num_heads_kv, head_dim]
   Tensor v_;
 };
@@ -90,11 +115,14 @@ class StaticKVCache : public KVCache {
   explicit StaticKVCache(std::int64_t capacity);
   std::int64_t batch() const override { return k_.defined() ? k_.size(0) : 0; }
   CachedKeys append(const TensorView& k, const TensorView& v) override;
+  std::optional<ReservedKeys> reserve(std::int64_t count) override;
   void crop(std::int64_t seqlen) override;
   void select(std::span<const std::int64_t> rows) override;
   void reset() override;
 
  private:
+  void require_room(std::int64_t count) const;
+
   std::int64_t capacity_;
   Tensor k_;
   Tensor v_;
@@ -169,6 +197,9 @@ struct KVCaches {
                          const std::function<std::unique_ptr<KVCache>(std::int64_t layer)>& make);
 
   std::int64_t seqlen() const { return layers.empty() ? 0 : layers.front()->seqlen(); }
+  // False if a layer's cache does not give out its memory.
+  bool reserve(std::int64_t count);
+  void advance(std::int64_t count);
   void crop(std::int64_t seqlen);
   void select(std::span<const std::int64_t> rows);
   void reorder(std::span<const std::int64_t> rows);

@@ -4,8 +4,7 @@
 //   - x is [..., features], floating, of the parameters' dtype; outputs have x's dtype.
 //   - forward is const. What the backward needs besides x goes into a Saved struct if one is given.
 //   - backward takes the gradient of the output, the x of the forward and what it saved; returns
-//   the
-//     gradient of x and adds to the gradients of the parameters.
+//     the gradient of x and adds to the gradients of the parameters.
 #pragma once
 
 #include <cstdint>

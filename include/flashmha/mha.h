@@ -55,10 +55,14 @@ struct AttentionInputs {
   // All position_ids are below it. 0: they are looked at, which on a GPU means to wait for them.
   std::int64_t num_positions = 0;
   const PackedSequences* packed = nullptr;  // not together with a mask or a cache
-  TensorView
-      encoder_states;  // [batch, seqlen_k, hidden_size]: keys and values come from here
-                       // (cross-attention: not causal, no rotary, no cache; the mask is theirs)
+  // [batch, seqlen_k, hidden_size]: keys and values come from here (cross-attention: not causal, no
+  // rotary, no cache; the mask is theirs).
+  TensorView encoder_states;
   KVCache* cache = nullptr;
+  // With a cache that gives out its memory: the one new token of every row is written behind its
+  // cache_seqlens and attends to what is there. position_ids and num_positions must be given,
+  // masks not; the cache's seqlen is left to the caller (KVCache::advance). Flash layer only.
+  const DecodeStep* decode = nullptr;
   std::optional<bool> causal;  // overrides the config's
   bool training = false;       // dropout is applied
   std::uint64_t dropout_seed = 0;
@@ -119,6 +123,8 @@ class MultiHeadAttention {
   // q's shape and lives in `saved`.
   virtual TensorView attend(const TensorView& q, const CachedKeys& keys,
                             const AttentionInputs& inputs, AttentionSaved& saved) const;
+  // Steps two to four of a decode step: keys are appended, queries and keys rotated, in one call.
+  virtual TensorView attend_decode(const AttentionInputs& inputs, AttentionSaved& saved) const;
   // dq, dk, dv and dsinks, given the gradient of attend's result.
   virtual AttentionGradients attend_backward(const TensorView& dout, const AttentionInputs& inputs,
                                              const AttentionSaved& saved) const;
@@ -140,6 +146,7 @@ class FlashMultiHeadAttention : public MultiHeadAttention {
  protected:
   TensorView attend(const TensorView& q, const CachedKeys& keys, const AttentionInputs& inputs,
                     AttentionSaved& saved) const override;
+  TensorView attend_decode(const AttentionInputs& inputs, AttentionSaved& saved) const override;
   AttentionGradients attend_backward(const TensorView& dout, const AttentionInputs& inputs,
                                      const AttentionSaved& saved) const override;
 };

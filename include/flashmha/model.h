@@ -75,6 +75,8 @@ struct ModelConfig {
   nn::AttentionConfig attention_config(std::int64_t layer) const;
   // True if any layer has a window.
   bool has_sliding_window() const;
+  // True if any layer's rotary angles depend on the longest sequence so far (dynamic NTK).
+  bool has_dynamic_rotary() const;
 };
 
 // The model of `flashmha benchmark` and `flashmha sanity-check` when no flag says otherwise: small
@@ -89,10 +91,14 @@ struct ModelInputs {
   // caches all tokens so far plus seqlen. Left, right or middle padding.
   TensorView attention_mask{};
   TensorView position_ids{};                // int32 [batch, seqlen]; default: count real tokens
+  std::int64_t num_positions = 0;           // bound of position_ids; 0: they are looked at
   const PackedSequences* packed = nullptr;  // not together with a mask or caches
   nn::KVCaches* caches = nullptr;           // grow by seqlen tokens
+  const nn::DecodeStep* decode = nullptr;   // with caches: the lengths are on the device
   bool last_logits_only = false;            // logits of the last position: [batch, 1, vocab_size]
   bool training = false;                    // attention dropout is applied
+  bool recompute = false;  // for the backward a layer keeps its input only, and computes the rest
+                           // again: a third more work, a fraction of the memory (Chen et al. 2016)
   std::uint64_t dropout_seed = 0;
   std::uint64_t dropout_offset = 0;  // different in every step
 };
@@ -160,6 +166,9 @@ class CausalLM {
 
   // Logits [batch, seqlen, vocab_size] in the model's dtype.
   Tensor forward(const ModelInputs& inputs, Saved* saved = nullptr) const;
+  // The same into memory of the caller, contiguous: what a Graph needs.
+  void forward_into(const ModelInputs& inputs, const TensorView& logits,
+                    Saved* saved = nullptr) const;
 
   // Adds the gradients of all parameters, given dlogits of forward's result. inputs must equal the
   // forward's, without caches and last_logits_only. Frees the activations on its way.
@@ -173,6 +182,7 @@ class CausalLM {
   const ModelConfig& config() const { return config_; }
 
  private:
+  Shape logits_shape(const ModelInputs& inputs) const;
   void check_inputs(const ModelInputs& inputs) const;
   DeviceInputs on_device(const ModelInputs& inputs) const;
   nn::AttentionInputs attention_inputs(const ModelInputs& inputs, const DeviceInputs& on_device,

@@ -12,12 +12,12 @@
 //   - On a CPU, results are the same bits for every number of threads; on a GPU, the same every
 //     time.
 //   - On a GPU, calls are queued on the stream and nothing is read back. So indices ("checked"
-//   means
-//     on a CPU) are not checked there: a wrong one gives NaN in its own row of the result and
+//     means on a CPU) are not checked there: a wrong one gives NaN in its own row of the result and
 //     touches no memory outside the tensors; a wrong target makes the loss NaN.
 //   - Shapes or dtypes that break a rule throw Error(invalid_argument) with the values found.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -110,8 +110,7 @@ void rotary(const TensorView& x, const RotaryTables& tables, const TensorView& p
 void rotary_backward(const TensorView& dy, const RotaryTables& tables, const TensorView& positions,
                      const TensorView& dx, Stream stream = {});
 
-// ---- materialised attention: the pieces of the plain baseline
-// ------------------------------------
+// ---- materialised attention: the pieces of the plain baseline ----------------------------------
 
 // Which scores of a materialised matrix [batch, num_heads, seqlen_q, seqlen_k] take part, and how.
 struct SoftmaxOptions {
@@ -149,6 +148,9 @@ void attention_dropout(const TensorView& x, const Dropout& dropout, const Tensor
 
 // ---- rows --------------------------------------------------------------------------------------
 
+// The index of no row: gathering gives zeros for it, scattering leaves it out.
+inline constexpr std::int64_t kNoRow = -1;
+
 // y[i] = x[indices[i]]. x [rows, ...], y [n, ...] of one dtype, contiguous rows; indices int64 [n],
 // checked.
 void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
@@ -157,6 +159,15 @@ void gather_rows(const TensorView& x, const TensorView& indices, const TensorVie
 // y[indices[i]] = x[i], all other rows of y become 0. The indices must differ.
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
                   Stream stream = {});
+
+// Where the real tokens of a padded batch are. mask [batch, seqlen] boolean, int32 or int64, any
+// strides, non-zero = real; reserved the same or not given: tokens that keep their place although
+// they are not real (checked: not in the mask, too). indices int64 [n]: the kept tokens of the
+// flattened [batch * seqlen], rising, and kNoRow behind the last one; tokens beyond the n-th are
+// left out. cu_seqlens int32 [batch + 1]: where each row's kept tokens begin among them. seqused
+// int32 [batch] or not given: how many tokens of a row are real.
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused = {}, Stream stream = {});
 
 // out[...] = scale * table[ids[...]]. table floating [vocabulary, hidden]; ids int32 or int64; out
 // floating [ids' shape..., hidden]. Ids outside the table are refused.
@@ -168,8 +179,32 @@ void embedding_backward(const TensorView& dout, const TensorView& ids, const Ten
                         float scale = 1.0f, Stream stream = {});
 
 // Index of the largest element of every row, the first of equals; NaN counts as largest. x floating
-// [..., n], out int32 [...].
-void argmax(const TensorView& x, const TensorView& out, Stream stream = {});
+// [..., n], out int32 [...]; largest float32 [...] or not given: the elements themselves.
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest = {},
+            Stream stream = {});
+
+// ---- choosing tokens ---------------------------------------------------------------------------
+
+// Scores of the tokens of a row that were seen become score / penalty if positive, else score *
+// penalty. scores float32 [rows, vocabulary], contiguous; seen int32 [rows, n], contiguous: token
+// ids that differ within a row, others than [0, vocabulary) count for nothing; penalty > 0.
+void penalise(const TensorView& scores, const TensorView& seen, float penalty, Stream stream = {});
+
+// The filters of flashmha/sampling.h, in its order.
+struct SampleOptions {
+  double temperature = 1.0;  // above 0
+  std::int64_t top_k = 0;
+  double top_p = 1.0;
+  double min_p = 0.0;
+};
+
+// Draws a token for every row. scores float32 [rows, vocabulary], contiguous; uniforms float64
+// [rows] in [0, 1): the place in the sum of what the filters leave, tokens in their order. out
+// int32 [rows]: -1 for a row that has NaN or +inf, or nothing but -inf. weights float64 [rows,
+// vocabulary] or not given: what was drawn from, probabilities relative to that of the most likely
+// token, 0 where filtered.
+void sample(const TensorView& scores, const SampleOptions& options, const TensorView& uniforms,
+            const TensorView& out, const TensorView& weights = {}, Stream stream = {});
 
 // ---- loss and optimiser ------------------------------------------------------------------------
 
@@ -185,11 +220,12 @@ struct CrossEntropySaved {
   TensorView lse = {};   // float32 [rows]
   TensorView loss = {};  // float32 [2]
   std::int64_t ignore_index = -100;
+  TensorView scale = {};  // float32 [1]: factor of the gradient; not given: 1
 };
 
 // dlogits = scale * (softmax(logits) - onehot) / rows counted; ignored rows 0. dlogits may be
 // logits, so that no second copy of the logits ever exists.
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
                             const TensorView& dlogits, Stream stream = {});
 
 // norm[0] = sqrt of the sum of squares of all elements of all tensors (float32, any shapes); norm
@@ -198,22 +234,31 @@ void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm
                    Stream stream = {});
 
 struct AdamWOptions {
-  float learning_rate = 1e-3f;
   float beta1 = 0.9f;
   float beta2 = 0.999f;
   float eps = 1e-8f;
   float weight_decay = 0.01f;  // decoupled: parameter -= learning_rate * weight_decay * parameter
-  std::int64_t step = 1;       // counts from 1
   // > 0: gradients are scaled by min(1, max_gradient_norm / (gradient_norm + 1e-6)).
   float max_gradient_norm = 0.0f;
-  TensorView gradient_norm =
-      {};  // float32 [1], from gradient_norm(); needed with max_gradient_norm
 };
+
+// What is different in every step. In tensors, so that a recorded step can be done again.
+struct AdamWStep {
+  // float32 [3]: learning rate, 1 / (1 - beta1^step), 1 / (1 - beta2^step); see adamw_schedule.
+  TensorView schedule = {};
+  // float32 [1], from gradient_norm(); if it is not finite, nothing is changed. Not given:
+  // gradients are taken as they are, and max_gradient_norm must be 0.
+  TensorView gradient_norm = {};
+};
+
+// The values of AdamWStep::schedule for a step, which counts from 1.
+std::array<float, 3> adamw_schedule(const AdamWOptions& options, float learning_rate,
+                                    std::int64_t step);
 
 // The state of one parameter; equal shapes, contiguous.
 struct AdamWState {
   TensorView parameter = {};  // floating
-  TensorView gradient = {};   // float32
+  TensorView gradient = {};   // float32; zeros after the step
   TensorView moment1 = {};    // float32, zeros before the first step
   TensorView moment2 = {};    // float32, zeros before the first step
   TensorView master = {};  // float32 copy that is updated and rounded into a 16-bit parameter; must
@@ -222,9 +267,11 @@ struct AdamWState {
 
 // One step of AdamW (Loshchilov & Hutter 2019, "Decoupled weight decay regularization") for many
 // parameters, which on a GPU take few launches together.
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream stream = {});
-inline void adamw(const AdamWState& state, const AdamWOptions& options, Stream stream = {}) {
-  adamw(std::span(&state, 1), options, stream);
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream stream = {});
+inline void adamw(const AdamWState& state, const AdamWStep& step, const AdamWOptions& options,
+                  Stream stream = {}) {
+  adamw(std::span(&state, 1), step, options, stream);
 }
 
 }  // namespace flashmha::ops

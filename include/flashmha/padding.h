@@ -14,9 +14,11 @@ namespace flashmha {
 
 // Where the real tokens of a padded batch are.
 struct UnpadData {
-  Tensor indices;     // int64 [total]: rows of the flattened [batch * seqlen] that are kept, rising
-  Tensor cu_seqlens;  // int32 [num_sequences + 1]
-  Tensor seqused;     // int32 [num_sequences]; defined only with an unused_mask
+  // int64 [total]: rows of the flattened [batch * seqlen] that are kept, rising; with a bound,
+  // ops::kNoRow behind the last one.
+  Tensor indices;
+  Tensor cu_seqlens;            // int32 [num_sequences + 1]
+  Tensor seqused;               // int32 [num_sequences]; defined only with an unused_mask
   std::int64_t max_seqlen = 0;  // longest sequence
   std::int64_t batch = 0;       // of the padded tensor
   std::int64_t seqlen = 0;
@@ -24,9 +26,19 @@ struct UnpadData {
   std::int64_t total() const { return indices.defined() ? indices.size(0) : 0; }
 };
 
+// How many tokens there are at most: then nobody has to look, and on a GPU nobody waits. Tensors
+// are as large as the bound says; rows of nobody, behind the last token, are zeros.
+struct UnpadBound {
+  std::int64_t total = 0;       // at most batch * seqlen, which always holds
+  std::int64_t max_seqlen = 0;  // at most seqlen
+};
+
 // unused_mask: tokens (same shape, disjoint from mask) that keep their place in the packed layout
-// although they are not used; seqused then counts the real tokens of each sequence.
-UnpadData get_unpad_data(const TensorView& mask, const TensorView& unused_mask = {});
+// although they are not used; seqused then counts the real tokens of each sequence. The result is
+// where the mask is; of a mask on a GPU the numbers of tokens are waited for, unless a bound is
+// given. Tokens beyond a bound are refused on a CPU and left out on a GPU.
+UnpadData get_unpad_data(const TensorView& mask, const TensorView& unused_mask = {},
+                         const std::optional<UnpadBound>& bound = {});
 
 // lengths int32 or int64 [batch, seqlen]: row b holds the lengths of the sequences packed into it
 // one after another, then zeros. One entry of cu_seqlens for each non-zero length.
@@ -108,6 +120,9 @@ struct FlashAttentionMixin {
     // Packed batch, not together with a mask. max_seqlen 0: the longest sequence is looked up.
     const PackedSequences* packed = nullptr;
     Queries queries = Queries::from_mask;
+    // Of the mask's tokens. Given: the mask is not looked at (the dense path is not chosen), and on
+    // a GPU nothing waits.
+    std::optional<UnpadBound> bound = {};
   };
 
   static UnpadData get_unpad_data(const TensorView& mask) { return flashmha::get_unpad_data(mask); }
@@ -117,7 +132,8 @@ struct FlashAttentionMixin {
   // count (sliding caches). Queries: as many as keys - the same rows; one - all real; otherwise the
   // last seqlen_q columns of the mask.
   static Unpadded upad_input(const TensorView& q, const TensorView& k, const TensorView& v,
-                             const TensorView& mask, Queries queries = Queries::from_mask);
+                             const TensorView& mask, Queries queries = Queries::from_mask,
+                             const std::optional<UnpadBound>& bound = {});
 
   // Dense without a mask or if the mask has no zero; without padding otherwise. A mask together
   // with packed sequences is refused, and so is one together with options.attention.bias or .mask

@@ -1,9 +1,11 @@
 // Below the allocating functions of attention.h: describe a call on tensors that you own, ask which
 // backend serves it and why others do not, plan once, run many times without any allocation.
 //
-//   AttentionCall call{.q = q, .k = k, .v = v, .out = out, .lse = lse, .options = {.causal =
-//   true}}; Plan plan = make_plan(call); std::span<std::byte> workspace = ...;  //
-//   plan.workspace_bytes, 64-byte aligned run(plan, call, workspace);
+//   AttentionCall call{.q = q, .k = k, .v = v, .out = out, .lse = lse};
+//   call.options.causal = true;
+//   Plan plan = make_plan(call);
+//   std::span<std::byte> workspace = ...;  // plan.workspace_bytes, 64-byte aligned
+//   run(plan, call, workspace);
 //
 // The order of every call: check -> problem -> plan -> launch.
 #pragma once
@@ -41,10 +43,8 @@ struct AttentionCall {
 struct Problem {
   struct Sizes {
     std::int64_t batch = 0;
-    std::int64_t seqlen_q =
-        0;  // longest query sequence: seqlen_q, or max_seqlen_q of a ragged batch
-    std::int64_t seqlen_k =
-        0;  // longest key sequence: seqlen_k, max_seqlen_k, or the cache's capacity
+    std::int64_t seqlen_q = 0;  // longest sequence: seqlen_q, or max_seqlen_q of a ragged batch
+    std::int64_t seqlen_k = 0;  // longest: seqlen_k, max_seqlen_k, or the cache's capacity
     std::int64_t num_heads_q = 0;
     std::int64_t num_heads_kv = 0;
     std::int64_t head_dim = 0;

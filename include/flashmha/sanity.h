@@ -1,7 +1,7 @@
 // Is flash attention the same model as plain attention? What `flashmha sanity-check` runs.
 //
 // Every result of the flash model is compared with a reference: the plain model in float32 with the
-// same (rounded) weights. Rule: its error is at most three times the error of the plain model in
+// same (rounded) weights. Rule: its error is at most `slack` times the error of the plain model in
 // the same dtype (for gradients: its largest error of any tensor), plus a floor for rounding. An
 // error is the largest difference over the largest expected magnitude; inf and nan at other places
 // than expected count as an infinite error.
@@ -46,6 +46,9 @@ struct SanityOptions {
   std::int64_t seqlen = 64;
   std::int64_t new_tokens = 12;
   std::uint64_t seed = 1;
+  // How many times plain's error is allowed. Both errors are draws of the same roundings: with 2,
+  // one check in several thousand failed on tiny models with random seeds.
+  double slack = 3.0;
 };
 
 // Dense: logits, loss, every gradient.

@@ -125,8 +125,8 @@ class Tensor {
   std::shared_ptr<void> owner_;
 };
 
-// On a GPU these four are queued on the stream; a copy between a GPU and the host has finished when
-// it returns.
+// On a GPU these four are queued on the stream. A copy to the host has finished when it returns;
+// the memory that a copy from the host read may be changed then.
 
 // Contiguous copy of a strided view, on the same device.
 Tensor clone(const TensorView& source, Stream stream = {});

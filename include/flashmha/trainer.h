@@ -41,6 +41,7 @@ struct TrainerOptions {
   model::OptimizerOptions optimizer{};
   std::optional<float> min_learning_rate{};    // of the last step; default: a tenth of the highest
   std::optional<std::int64_t> warmup_steps{};  // default: a tenth of the steps, 100 at most
+  bool recompute = false;                      // see model::ModelInputs: less memory, same bits
   std::uint64_t seed = 1;                      // of the order of the data, and of dropout
   std::int64_t eval_every = 0;                 // steps; 0: before the first and after the last step
   std::int64_t max_eval_sequences = 64;        // always the same ones
@@ -104,8 +105,8 @@ class Trainer {
 
   // Makes model and optimiser those of the newest checkpoint in options.output, and returns its
   // step; 0 if there is none. Throws invalid_argument, naming what differs, if that run had another
-  // model, other data or other settings. These may change: eval_every, max_eval_sequences,
-  // save_every, keep, companions, the number of threads.
+  // model, other data or other settings. These may change: recompute, eval_every,
+  // max_eval_sequences, save_every, keep, companions, the number of threads.
   std::int64_t resume();
 
   // Trains up to num_steps. Throws io if the disk is full, say: checkpoints that there are stay.
@@ -128,6 +129,7 @@ class Trainer {
   const PackedDataset* evaluation_;
   TrainerOptions options_;
   TrainerCallbacks callbacks_;
+  model::GradientPass gradients_;
   model::AdamW optimizer_;
   std::unique_ptr<RunDirectory> directory_;  // null without output
   std::int64_t step_ = 0;

@@ -1,14 +1,17 @@
 // Training of a CausalLM: loss, optimiser, one step.
 //
 //   model::AdamW optimizer(model, {.learning_rate = 3e-4f});
-//   for (...) double loss = model::training_step(model, optimizer, {.input_ids = ids}, ids);
+//   model::TrainingStep step(model, optimizer);
+//   for (...) double loss = step({.input_ids = ids}, ids).mean;
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "flashmha/graph.h"
 #include "flashmha/model.h"
 
 namespace flashmha::model {
@@ -47,7 +50,8 @@ class AdamW {
 
   // Updates all parameters from their gradients, then zeroes the gradients. Parameters that have no
   // gradient are left alone. Returns the norm of the whole gradient before clipping. If that is not
-  // finite nothing is changed, and the gradients are there to be looked at.
+  // finite nothing is changed, and the gradients are there to be looked at. On a GPU, steps after
+  // the second are one launch of a graph.
   double step();
 
   void set_learning_rate(float learning_rate) { options_.learning_rate = learning_rate; }
@@ -69,9 +73,16 @@ class AdamW {
     Tensor master;  // defined for 16-bit parameters
   };
 
+  // Those that have a gradient.
+  std::vector<ops::AdamWState> states(bool matrices) const;
+  void queue_step() const;
+
   OptimizerOptions options_;
   std::vector<Slot> slots_;
-  Tensor norm_;  // float32 [1]
+  Tensor norm_;      // float32 [1]
+  Tensor schedule_;  // float32 [3]: see ops::AdamWStep
+  Graph graph_;
+  std::vector<const void*> graph_gradients_;  // that the graph reads
   std::int64_t num_steps_ = 0;
 };
 
@@ -90,5 +101,40 @@ Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const Tens
 // accumulate_gradients and one step of the optimiser; the loss is the one before the step.
 Loss training_step(CausalLM& model, AdamW& optimizer, const ModelInputs& inputs,
                    const TensorView& labels);
+
+// compute_gradients again and again. On a GPU, batches of one shape are recorded as a graph, from
+// the third on one launch each; what differs in other ways than by its numbers (another shape, more
+// packed sequences than ever before) is recorded anew. Batches with a mask, with positions of their
+// own or with dropout, packed ones with plain attention, and models with dynamic rotary scaling are
+// computed as always.
+class GradientPass {
+ public:
+  // The model must outlive it.
+  explicit GradientPass(CausalLM& model);
+  ~GradientPass();
+  GradientPass(GradientPass&&) noexcept;
+  GradientPass& operator=(GradientPass&&) noexcept;
+
+  Loss operator()(const ModelInputs& inputs, const TensorView& targets, float scale = 1.0f);
+
+ private:
+  struct Recording;
+
+  CausalLM* model_;
+  std::unique_ptr<Recording> recording_;
+};
+
+// training_step again and again, with graphs as GradientPass and AdamW make them.
+class TrainingStep {
+ public:
+  // Both must outlive it.
+  TrainingStep(CausalLM& model, AdamW& optimizer) : gradients_(model), optimizer_(&optimizer) {}
+
+  Loss operator()(const ModelInputs& inputs, const TensorView& labels);
+
+ private:
+  GradientPass gradients_;
+  AdamW* optimizer_;
+};
 
 }  // namespace flashmha::model

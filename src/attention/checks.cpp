@@ -203,6 +203,8 @@ void check_append(const AttentionCall& call, const Problem& problem, const Rules
                   "[batch, seqlen_new, num_heads_kv, head_dim_v]");
   check_data_tensor(rules, problem, append.k, "append.k");
   check_data_tensor(rules, problem, append.v, "append.v");
+  rules.no_overlap(call.cache.k, "cache.k");
+  rules.no_overlap(call.cache.v, "cache.v");
   rules.require(call.cache.cache_seqlens.defined(),
                 "cache_seqlens must be given to append keys: they say where the new keys go");
 }
@@ -260,6 +262,9 @@ void check_tensors(const AttentionCall& call, const Problem& problem) {
                   query_axes(problem));
   check_data_tensor(rules, problem, call.out, "out");
   check_lse(call.lse, "lse", problem, rules);
+  if (problem.pass == Pass::backward) return;  // which reads them
+  rules.no_overlap(call.out, "out");
+  rules.no_overlap(call.lse, "lse");
 }
 
 void check_options(const AttentionCall& call, const Problem& problem) {
@@ -365,6 +370,7 @@ void check_gradients(const AttentionCall& call, const Problem& problem) {
   const auto gradient = [&](const TensorView& tensor, std::string_view what, const TensorView& of) {
     rules.has_shape(tensor, what, of.shape, axes);
     check_data_tensor(rules, problem, tensor, what);
+    if (what != "dout") rules.no_overlap(tensor, what);
   };
   gradient(call.dout, "dout", call.out);
   gradient(call.dq, "dq", call.q);

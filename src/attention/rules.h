@@ -1,6 +1,7 @@
 // Helpers to state rules about tensors with good messages.
 #pragma once
 
+#include <cstdlib>
 #include <string_view>
 
 #include "core/check.h"
@@ -8,6 +9,27 @@
 #include "flashmha/tensor.h"
 
 namespace flashmha {
+
+// From the smallest stride up, every dimension steps over all elements that the dimensions before
+// it reach: then no two elements share memory. Some layouts that interleave without touching break
+// it too; nobody has them.
+inline bool elements_are_apart(const TensorView& tensor) {
+  if (tensor.numel() == 0) return true;
+  const auto step = [&](int dim) { return std::abs(tensor.strides[dim]); };
+  for (int dim = 0; dim < tensor.rank(); ++dim) {
+    std::int64_t reach = 0;  // of the dimensions before this one
+    for (int other = 0; other < tensor.rank(); ++other) {
+      const bool is_before = step(other) < step(dim) || (step(other) == step(dim) && other < dim);
+      std::int64_t distance = 0;
+      if (is_before && (__builtin_mul_overflow(tensor.shape[other] - 1, step(other), &distance) ||
+                        __builtin_add_overflow(reach, distance, &reach))) {
+        return false;
+      }
+    }
+    if (tensor.shape[dim] > 1 && step(dim) <= reach) return false;
+  }
+  return true;
+}
 
 // States rules on behalf of one API function: require(ok, "rule ({}); got ...", values).
 class Rules {
@@ -46,6 +68,11 @@ class Rules {
     require(tensor.shape[last] <= 1 || tensor.strides[last] == 1 || tensor.numel() == 0,
             "the last dimension of {} must have stride 1; got {} with strides {}", what, tensor,
             tensor.strides);
+  }
+  // Of what is written: threads write elements in any order.
+  void no_overlap(const TensorView& tensor, std::string_view what) const {
+    require(elements_are_apart(tensor), "{} must not overlap itself; got {} with strides {}", what,
+            to_string(tensor), to_string(tensor.strides));
   }
   void has_data(const TensorView& tensor, std::string_view what) const {
     require(tensor.data != nullptr || tensor.numel() == 0, "{} has no memory; got {}", what,

@@ -22,11 +22,10 @@ struct HeadRows {
 
 // One sequence of the batch.
 struct Sequence {
-  std::int64_t batch = 0;     // index in the batch: for bias, mask, ALiBi and dropout
-  std::int64_t seqlen_q = 0;  // real query rows
-  std::int64_t seqlen_k = 0;  // real keys (after left padding, with appended keys)
-  std::int64_t allocated_q =
-      0;  // rows that out and lse own; rows from seqlen_q on become 0 and -inf
+  std::int64_t batch = 0;          // index in the batch: for bias, mask, ALiBi and dropout
+  std::int64_t seqlen_q = 0;       // real query rows
+  std::int64_t seqlen_k = 0;       // real keys (after left padding, with appended keys)
+  std::int64_t allocated_q = 0;    // rows that out and lse own; from seqlen_q on: 0 and -inf
   std::int64_t allocated_k = 0;    // rows that dk and dv own; rows from seqlen_k on become 0
   std::int64_t first_row_q = 0;    // row of q, out and dq (dim 1 of dense, dim 0 of ragged tensors)
   std::int64_t first_row_k = 0;    // row of k and v; of a cache: the slot of key 0

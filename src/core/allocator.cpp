@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "core/cuda.h"
+#include "core/memory_plan.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha {
@@ -100,6 +101,11 @@ void count_allocation(std::size_t bytes) {
 }  // namespace
 
 std::shared_ptr<void> allocate(std::size_t bytes, Device device, Stream stream) {
+  if (AllocationHook* hook = AllocationHook::of(device)) return hook->allocate(bytes, stream);
+  return allocate_unwatched(bytes, device, stream);
+}
+
+std::shared_ptr<void> allocate_unwatched(std::size_t bytes, Device device, Stream stream) {
   if (device.type != DeviceType::cpu) return cuda_allocate(bytes, device, stream);
   constexpr std::size_t kLargest = static_cast<std::size_t>(-1) / 2;
   const std::size_t rounded =

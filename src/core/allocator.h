@@ -15,4 +15,7 @@ inline constexpr std::size_t kAlignment = 64;  // a cache line, and a full AVX-5
 // not there.
 std::shared_ptr<void> allocate(std::size_t bytes, Device device, Stream stream = {});
 
+// The same past the allocation hook of this thread (core/memory_plan.h).
+std::shared_ptr<void> allocate_unwatched(std::size_t bytes, Device device, Stream stream);
+
 }  // namespace flashmha

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 
+#include "core/memory_plan.h"
 #include "flashmha/tensor.h"
 
 namespace flashmha {
@@ -19,6 +21,22 @@ std::shared_ptr<void> cuda_allocate(std::size_t bytes, Device device, Stream str
 MemoryStats cuda_memory_stats(Device device);
 void cuda_reset_peak_memory(Device device);
 void cuda_synchronize(Device device, Stream stream);
+
+// A recorded graph, see flashmha/graph.h; owns the memory of the work.
+class RecordedWork {
+ public:
+  RecordedWork() = default;
+  RecordedWork(const RecordedWork&) = delete;
+  RecordedWork& operator=(const RecordedWork&) = delete;
+  virtual ~RecordedWork() = default;
+  // Queues it on the current stream.
+  virtual void start() = 0;
+};
+
+// Records what `work` queues on the current stream, without running it. Its memory comes from a new
+// block, in the places of `plan`.
+std::unique_ptr<RecordedWork> cuda_record(Device device, MemoryPlan plan,
+                                          const std::function<void()>& work);
 
 // copy() and fill() where a tensor is on a GPU; shapes and dtypes have been checked.
 void cuda_copy(const TensorView& source, const TensorView& destination, Stream stream);

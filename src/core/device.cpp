@@ -6,6 +6,23 @@
 #include "core/cuda.h"
 
 namespace flashmha {
+namespace {
+
+thread_local Stream stream_of_this_thread;
+
+}  // namespace
+
+Stream current_stream() {
+  return stream_of_this_thread;
+}
+
+CurrentStream::CurrentStream(Stream stream) : previous_(stream_of_this_thread) {
+  stream_of_this_thread = stream;
+}
+
+CurrentStream::~CurrentStream() {
+  stream_of_this_thread = previous_;
+}
 
 std::string device_name(Device device) {
   return device.type == DeviceType::cpu ? "cpu" : fmt::format("cuda:{}", device.index);

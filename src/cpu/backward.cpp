@@ -4,9 +4,8 @@
 // in the order of the blocks, each task waiting for its predecessor at that block of queries only:
 //
 //   blocks of keys   0   q0 q1 q2 q3             a task does the other four products first, so in
-//                    1      q0 q1 q2 q3          steady state nobody waits; it is the order of the
-//                    2         q0 q1 q2 q3       sum, not the number of threads, that fixes the
-//                    bits
+//                    1      q0 q1 q2 q3          steady state nobody waits; the order of the sum,
+//                    2         q0 q1 q2 q3       not the number of threads, fixes the bits
 //
 // Five products a pair, no second pass, and float sums of dq in the workspace: 4 bytes times
 // total_q * num_heads_q * head_dim. Tasks are handed out in increasing order, so a task that waits

@@ -20,8 +20,7 @@ namespace {
 constexpr int64_t kGroupRows = 4 * kTileRows;
 constexpr float kHidden = -0.0f;
 
-// ---- loading
-// -------------------------------------------------------------------------------------
+// ---- loading -----------------------------------------------------------------------------------
 
 void row_deltas(int64_t num_rows, int64_t head_dim_v, Storage storage, const void* dout,
                 int64_t dout_stride, const void* out, int64_t out_stride, const float* dlse,
@@ -89,8 +88,7 @@ void load_queries(GradientTile& tile, Storage storage, const void* q, int64_t q_
   });
 }
 
-// ---- p and ds
-// ------------------------------------------------------------------------------------
+// ---- p and ds ----------------------------------------------------------------------------------
 
 // The part of the block that some or all of a few rows see, in columns.
 Span columns_of(const Span& keys, const GradientKeys& block) {
@@ -213,8 +211,7 @@ void differentiate(const GradientTile& tile, const GradientKeys& block) {
   }
 }
 
-// ---- gradients
-// -----------------------------------------------------------------------------------
+// ---- gradients ---------------------------------------------------------------------------------
 
 // Rows of the tile that see some of the keys [first, first + count) of the block.
 Span rows_that_see(const GradientTile& tile, const GradientKeys& block, int64_t first,

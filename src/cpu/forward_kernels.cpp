@@ -32,8 +32,7 @@ bool pack_keys(const KeyRows& rows, int64_t head_dim, int64_t head_dim_v, int64_
   return finite;
 }
 
-// ---- the state of a tile
-// -------------------------------------------------------------------------
+// ---- the state of a tile -----------------------------------------------------------------------
 
 void load_queries(const QueryTile& tile, int64_t first, int64_t num_rows, Storage storage,
                   const void* q, int64_t stride, float scale, float sink) {
@@ -81,8 +80,7 @@ void merge(const QueryTile& tile, const QueryTile& part) {
   }
 }
 
-// ---- one block of packed keys
-// --------------------------------------------------------------------
+// ---- one block of packed keys ------------------------------------------------------------------
 
 // Rows [first, first + num_rows) attend to keys [columns.begin, columns.end) of the block.
 void attend_part(const QueryTile& tile, const KeyBlock& block, int64_t first, int64_t num_rows,

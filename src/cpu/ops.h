@@ -35,16 +35,22 @@ void softmax_backward(const TensorView& dprobabilities, const SoftmaxSaved& save
 void attention_dropout(const TensorView& x, const Dropout& dropout, const TensorView& y, Stream);
 void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream);
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused, Stream);
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
                Stream);
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
                         float scale, Stream);
-void argmax(const TensorView& x, const TensorView& out, Stream);
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream);
+void penalise(const TensorView& scores, const TensorView& seen, float penalty, Stream);
+void sample(const TensorView& scores, const SampleOptions& options, const TensorView& uniforms,
+            const TensorView& out, const TensorView& weights, Stream);
 void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
                    const TensorView& loss, const TensorView& lse, Stream);
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
                             const TensorView& dlogits, Stream);
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream);
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream);
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream);
 
 }  // namespace flashmha::cpu::ops

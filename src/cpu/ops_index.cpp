@@ -1,4 +1,5 @@
 // Rows picked by index: padding, embedding, argmax.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -14,11 +15,24 @@ std::int64_t index_at(const TensorView& indices, std::int64_t i) {
                                        : indices.as<std::int64_t>()[i];
 }
 
-void check_indices(const char* function, const TensorView& indices, std::int64_t limit) {
+enum class NoRow : bool { refused, allowed };
+
+void check_indices(const char* function, const TensorView& indices, std::int64_t limit,
+                   NoRow no_row) {
   for (std::int64_t i = 0; i < indices.numel(); ++i) {
     const std::int64_t index = index_at(indices, i);
+    if (index == kNoRow && no_row == NoRow::allowed) continue;
     check(index >= 0 && index < limit, "[{}] indices must be in [0, {}); got {} at {}", function,
           limit, index, i);
+  }
+}
+
+bool is_true(const TensorView& view, std::int64_t row, std::int64_t column) {
+  const std::int64_t at = row * view.strides[0] + column * view.strides[1];
+  switch (view.dtype) {
+    case DType::boolean: return view.as<bool>()[at];
+    case DType::int32: return view.as<std::int32_t>()[at] != 0;
+    default: return view.as<std::int64_t>()[at] != 0;
   }
 }
 
@@ -38,26 +52,30 @@ struct ByteRows {
 }  // namespace
 
 void gather_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream) {
-  check_indices("gather_rows", indices, x.size(0));
+  check_indices("gather_rows", indices, x.size(0), NoRow::allowed);
   const ByteRows from(x);
   const ByteRows to(y);
   const auto* index = indices.as<std::int64_t>();
   parallel_blocks(indices.numel(), static_cast<std::int64_t>(to.bytes / sizeof(float)),
                   [&](std::int64_t begin, std::int64_t end) {
                     for (std::int64_t i = begin; i < end; ++i) {
-                      std::memcpy(to.row(i), from.row(index[i]), to.bytes);
+                      if (index[i] == kNoRow) {
+                        std::memset(to.row(i), 0, to.bytes);
+                      } else {
+                        std::memcpy(to.row(i), from.row(index[i]), to.bytes);
+                      }
                     }
                   });
 }
 
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y, Stream) {
-  check_indices("scatter_rows", indices, y.size(0));
+  check_indices("scatter_rows", indices, y.size(0), NoRow::allowed);
   const ByteRows from(x);
   const ByteRows to(y);
   std::vector<std::int64_t> source(static_cast<std::size_t>(y.size(0)), -1);
   const auto* index = indices.as<std::int64_t>();
   for (std::int64_t i = 0; i < indices.numel(); ++i) {
-    source[static_cast<std::size_t>(index[i])] = i;
+    if (index[i] != kNoRow) source[static_cast<std::size_t>(index[i])] = i;
   }
   parallel_blocks(y.size(0), static_cast<std::int64_t>(to.bytes / sizeof(float)),
                   [&](std::int64_t begin, std::int64_t end) {
@@ -72,9 +90,31 @@ void scatter_rows(const TensorView& x, const TensorView& indices, const TensorVi
                   });
 }
 
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused, Stream) {
+  auto* kept = indices.as<std::int64_t>();
+  auto* starts = cu_seqlens.as<std::int32_t>();
+  const std::int64_t room = indices.numel();
+  std::int64_t count = 0;
+  starts[0] = 0;
+  for (std::int64_t row = 0; row < mask.size(0); ++row) {
+    std::int32_t num_real = 0;
+    for (std::int64_t column = 0; column < mask.size(1); ++column) {
+      const bool real = is_true(mask, row, column);
+      const bool keeps = reserved.defined() && is_true(reserved, row, column);
+      check(!(real && keeps), "[unpad] mask and reserved overlap at [{},{}]", row, column);
+      num_real += real;
+      if ((real || keeps) && count < room) kept[count++] = row * mask.size(1) + column;
+    }
+    starts[row + 1] = static_cast<std::int32_t>(count);
+    if (seqused.defined()) seqused.as<std::int32_t>()[row] = num_real;
+  }
+  std::fill(kept + count, kept + room, kNoRow);
+}
+
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
                Stream) {
-  check_indices("embedding", ids, table.size(0));
+  check_indices("embedding", ids, table.size(0), NoRow::refused);
   const Rows from(table);
   const Rows to(out);
   parallel_blocks(ids.numel(), to.length(), [&](std::int64_t begin, std::int64_t end) {
@@ -91,7 +131,7 @@ void embedding(const TensorView& table, const TensorView& ids, const TensorView&
 // Tasks share the columns, so that every sum is made by one thread, in the order of the tokens.
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
                         float scale, Stream) {
-  check_indices("embedding_backward", ids, dtable.size(0));
+  check_indices("embedding_backward", ids, dtable.size(0), NoRow::refused);
   constexpr std::int64_t kColumns = 128;
   const Rows from(dout);
   const Rows to(dtable);
@@ -107,7 +147,7 @@ void embedding_backward(const TensorView& dout, const TensorView& ids, const Ten
   });
 }
 
-void argmax(const TensorView& x, const TensorView& out, Stream) {
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream) {
   const Rows rows(x);
   auto* result = out.as<std::int32_t>();
   parallel_blocks(rows.count(), rows.length(), [&](std::int64_t begin, std::int64_t end) {
@@ -119,6 +159,7 @@ void argmax(const TensorView& x, const TensorView& out, Stream) {
         if (row[j] > row[best] || std::isnan(row[j])) best = j;
       }
       result[r] = static_cast<std::int32_t>(best);
+      if (largest.defined()) largest.as<float>()[r] = row[best];
     }
   });
 }

@@ -50,7 +50,6 @@ class ScoreRows {
     }
   }
 
-  bool has_sinks() const { return !sinks_.empty(); }
   float sink(std::int64_t row) const {
     return sinks_.empty() ? -kInfinity : sinks_[static_cast<std::size_t>(head(row))];
   }

@@ -35,13 +35,14 @@ void update_parameter(const AdamWState& state, const RowKernels::AdamWStep& cons
   const bool narrow = state.master.defined();
   const Rows parameter(state.parameter.reshape({-1}));
   float* values = narrow ? state.master.as<float>() : state.parameter.as<float>();
-  const float* gradient = state.gradient.as<float>();
+  float* gradient = state.gradient.as<float>();
   float* moment1 = state.moment1.as<float>();
   float* moment2 = state.moment2.as<float>();
   parallel_chunks(parameter, [&](std::int64_t, std::int64_t begin, std::int64_t n) {
     row_kernels().adamw(constants, gradient + begin, n, values + begin, moment1 + begin,
                         moment2 + begin);
     if (narrow) parameter.finish(0, begin, n, values + begin);
+    std::fill_n(gradient + begin, n, 0.0f);
   });
 }
 
@@ -79,11 +80,12 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
   loss.as<float>()[1] = static_cast<float>(count);
 }
 
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
                             const TensorView& dlogits, Stream) {
   const Rows in(logits);
   const Rows out(dlogits);
   const float count = saved.loss.as<float>()[1];
+  const float scale = saved.scale.defined() ? saved.scale.as<float>()[0] : 1.0f;
   const float factor = count > 0.0f ? scale / count : 0.0f;
   parallel_chunks(in, [&](std::int64_t r, std::int64_t begin, std::int64_t n) {
     const std::int64_t target = target_at(saved.targets, r);
@@ -121,22 +123,22 @@ void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm
   norm.as<float>()[0] = static_cast<float>(std::sqrt(total));
 }
 
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream) {
-  const auto step = static_cast<double>(options.step);
-  RowKernels::AdamWStep constants{
-      .learning_rate = options.learning_rate,
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream) {
+  const auto* schedule = step.schedule.as<float>();
+  const float norm = step.gradient_norm.defined() ? step.gradient_norm.as<float>()[0] : 0.0f;
+  if (!std::isfinite(norm)) return;
+  const bool clips = options.max_gradient_norm > 0.0f;
+  const RowKernels::AdamWStep constants{
+      .learning_rate = schedule[0],
       .beta1 = options.beta1,
       .beta2 = options.beta2,
       .eps = options.eps,
-      .decay = 1.0f - options.learning_rate * options.weight_decay,
-      .correction1 = static_cast<float>(1.0 / (1.0 - std::pow(options.beta1, step))),
-      .correction2 = static_cast<float>(1.0 / (1.0 - std::pow(options.beta2, step))),
-      .gradient_scale = 1.0f,
+      .decay = 1.0f - schedule[0] * options.weight_decay,
+      .correction1 = schedule[1],
+      .correction2 = schedule[2],
+      .gradient_scale = clips ? std::min(1.0f, options.max_gradient_norm / (norm + 1e-6f)) : 1.0f,
   };
-  if (options.max_gradient_norm > 0.0f) {
-    const float norm = options.gradient_norm.as<float>()[0];
-    constants.gradient_scale = std::min(1.0f, options.max_gradient_norm / (norm + 1e-6f));
-  }
   for (const AdamWState& state : states)
     update_parameter(state, constants);
 }

@@ -14,11 +14,6 @@ namespace flashmha::cpu::FLASHMHA_ISA {
 
 constexpr int kTileColumns = kTileVectors * kLanes;
 
-// Floats that the panels of a num_rows x num_columns block take.
-inline int64_t panels_size(int64_t num_rows, int64_t num_columns) {
-  return num_rows * round_up(num_columns, kTileColumns);
-}
-
 // out[i][j] = in[i][j] * scale, for the left operand and for rows in place.
 template <class T>
 inline void widen_rows(const T* in, int64_t in_stride, int64_t num_rows, int64_t num_columns,
@@ -120,26 +115,6 @@ inline void pack_panel_transposed(const T* in, int64_t in_stride, int64_t num_ro
           store(to + d * kTileColumns, block[d]);
       }
     }
-  }
-}
-
-// All panels of a block. B[k][j] = in[k][j]: V, or dO.
-template <class T>
-inline void pack_panels(const T* in, int64_t in_stride, int64_t num_rows, int64_t num_columns,
-                        float* panels) {
-  for (int64_t j = 0; j < num_columns; j += kTileColumns) {
-    pack_panel(in + j, in_stride, num_rows, smaller(kTileColumns, num_columns - j),
-               panels + j * num_rows);
-  }
-}
-
-// B[k][j] = in[j][k]: the keys as columns, for Q K^T and dO V^T.
-template <class T>
-inline void pack_panels_transposed(const T* in, int64_t in_stride, int64_t num_rows,
-                                   int64_t num_columns, float* panels) {
-  for (int64_t j = 0; j < num_columns; j += kTileColumns) {
-    pack_panel_transposed(in + j * in_stride, in_stride, num_rows,
-                          smaller(kTileColumns, num_columns - j), panels + j * num_rows);
   }
 }
 

@@ -32,7 +32,7 @@ void copy_on_device(const TensorView& source, const TensorView& destination, Str
                    source.device);
 }
 
-// The host's memory may be pageable and may be gone after the return: both wait.
+// The host's memory may be gone after the return: what does not travel by value is waited for.
 void upload(const TensorView& source, const TensorView& destination, Stream stream) {
   if (source.dtype != destination.dtype || !source.is_contiguous()) {
     return upload(cast(source, destination.dtype), destination, stream);
@@ -42,6 +42,12 @@ void upload(const TensorView& source, const TensorView& destination, Stream stre
     upload(source, staging, stream);
     return copy_on_device(staging, destination, stream);
   }
+  const cudaStream_t queue = cuda::stream_of(stream);
+  if (source.bytes() <= cuda::kMostBytesByValue) {
+    return cuda::check_cuda(cuda::write_bytes(source.data, destination.data, source.bytes(), queue),
+                            kCopy, destination.device);
+  }
+  cuda::require_not_recorded(kCopy, queue);
   copy_bytes(source, destination, cudaMemcpyHostToDevice, destination.device, stream);
   cuda_synchronize(destination.device, stream);
 }
@@ -53,6 +59,7 @@ void download(const TensorView& source, const TensorView& destination, Stream st
     download(source, staging, stream);
     return copy(staging, destination);
   }
+  cuda::require_not_recorded(kCopy, cuda::stream_of(stream));
   copy_bytes(source, destination, cudaMemcpyDeviceToHost, source.device, stream);
   cuda_synchronize(source.device, stream);
 }

@@ -67,7 +67,8 @@ std::shared_ptr<void> cuda_allocate(std::size_t bytes, Device device, Stream str
       (std::max<std::size_t>(std::min(bytes, kLargest), 1) + kAlignment - 1) / kAlignment *
       kAlignment;
   void* block = nullptr;
-  const cudaError_t error = take(&block, rounded, device, cuda::stream_of(stream));
+  const cudaStream_t queue = cuda::stream_of(stream);
+  const cudaError_t error = take(&block, rounded, device, queue);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     std::size_t free_bytes = 0;
@@ -79,9 +80,9 @@ std::shared_ptr<void> cuda_allocate(std::size_t bytes, Device device, Stream str
   }
   cuda::check_cuda(error, "allocate", device);
   count_allocation(counter, rounded);
-  return {block, [rounded, &counter, stream](void* owned) {
+  return {block, [rounded, &counter, queue](void* owned) {
             counter.current.fetch_sub(rounded);
-            cudaFreeAsync(owned, cuda::stream_of(stream));  // fails only if the process is ending
+            cudaFreeAsync(owned, queue);  // fails only if the process is ending
           }};
 }
 
@@ -97,7 +98,9 @@ void cuda_reset_peak_memory(Device device) {
 
 void cuda_synchronize(Device device, Stream stream) {
   const cuda::CurrentDevice current(device, "synchronize");
-  cuda::check_cuda(cudaStreamSynchronize(cuda::stream_of(stream)), "synchronize", device);
+  const cudaStream_t queue = cuda::stream_of(stream);
+  cuda::require_not_recorded("synchronize", queue);
+  cuda::check_cuda(cudaStreamSynchronize(queue), "synchronize", device);
 }
 
 }  // namespace flashmha

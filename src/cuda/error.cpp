@@ -30,6 +30,16 @@ void check_cuda(cudaError_t error, const char* function, Device device) {
   fail(ErrorCode::device, "[{}] {} failed: {}", function, device_name(device), explain(error));
 }
 
+void require_not_recorded(const char* function, cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) cudaGetLastError();
+  check(
+      status == cudaStreamCaptureStatusNone,
+      "[{}] work that is recorded as a graph must not wait for the device, nor read its memory on "
+      "the host",
+      function);
+}
+
 CurrentDevice::CurrentDevice(Device device, const char* function) {
   const auto require = [&](cudaError_t error) {
     if (error == cudaSuccess) [[likely]]

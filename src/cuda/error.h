@@ -25,8 +25,11 @@ class CurrentDevice {
 };
 
 inline cudaStream_t stream_of(Stream stream) {
-  return static_cast<cudaStream_t>(stream.handle);
+  return static_cast<cudaStream_t>(stream.handle ? stream.handle : current_stream().handle);
 }
+
+// Throws invalid_argument if the stream is being recorded: a graph cannot wait for what it does.
+void require_not_recorded(const char* function, cudaStream_t stream);
 
 // 80 for compute capability 8.0; 0 if there is no such device.
 int compute_capability(Device device);

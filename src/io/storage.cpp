@@ -97,7 +97,7 @@ float from_table(std::uint8_t bits) {
   return table[bits];
 }
 
-// ---- narrowing: as the constructors of BFloat16 and Float16, which are calls -----------------
+// ---- narrowing: as the constructors of BFloat16 and Float16, which are calls -------------------
 
 std::uint16_t narrow_bf16(float value) {
   const auto word = std::bit_cast<std::uint32_t>(value);

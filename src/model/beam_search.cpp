@@ -76,7 +76,6 @@ class PromptSearch {
         options_(options),
         num_beams_(static_cast<std::size_t>(options.num_beams)) {}
 
-  bool is_done() const { return running_.empty(); }
   // Rows of the batch that are this prompt's, in this order.
   std::span<const Candidate> running() const { return running_; }
 

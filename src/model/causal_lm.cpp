@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/format.h"
 #include "core/located.h"
 #include "core/visit.h"
 #include "flashmha/model.h"
@@ -15,6 +16,12 @@ namespace {
 // [batch, seqlen, features] -> [batch * seqlen, features].
 TensorView rows(const TensorView& x) {
   return x.reshape({-1, x.size(-1)});
+}
+
+// Contiguous on the device: the view itself, which its owner keeps, or a copy.
+Tensor lent(const TensorView& view, Device device) {
+  if (view.device == device && view.is_contiguous()) return Tensor::adopt(view, nullptr);
+  return to_device(view, device);
 }
 
 // What embeddings are multiplied by: rounded to the model's dtype, as Transformers does, because
@@ -70,8 +77,20 @@ CausalLM::CausalLM(const ModelConfig& config) : config_(config) {
 
 Tensor CausalLM::forward(const ModelInputs& inputs, Saved* saved) const {
   check_inputs(inputs);
+  Tensor logits = Tensor::empty(logits_shape(inputs), config_.dtype, config_.device);
+  forward_into(inputs, logits, saved);
+  return logits;
+}
+
+void CausalLM::forward_into(const ModelInputs& inputs, const TensorView& logits,
+                            Saved* saved) const {
+  check_inputs(inputs);
   check(!saved || (!inputs.caches && !inputs.last_logits_only),
         "[CausalLM.forward] a forward with caches or last_logits_only has no backward");
+  check(logits.shape == logits_shape(inputs) && logits.dtype == config_.dtype &&
+            logits.device == config_.device && logits.is_contiguous(),
+        "[CausalLM.forward_into] logits must be contiguous {} {} on {}; got {}",
+        dtype_name(config_.dtype), logits_shape(inputs), device_name(config_.device), logits);
   const std::int64_t batch = inputs.input_ids.size(0);
   const std::int64_t seqlen = inputs.input_ids.size(1);
   const std::int64_t hidden_size = config_.attention.hidden_size;
@@ -86,22 +105,25 @@ Tensor CausalLM::forward(const ModelInputs& inputs, Saved* saved) const {
     saved->layers.resize(layers_.size());
   }
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    x = layers_[layer].forward(std::move(x), attention_inputs(inputs, integers, layer),
-                               saved ? &saved->layers[layer] : nullptr);
+    const nn::AttentionInputs own = attention_inputs(inputs, integers, layer);
+    DecoderLayer::Saved* kept = saved ? &saved->layers[layer] : nullptr;
+    if (kept && inputs.recompute) {
+      kept->x = std::move(x);
+      x = layers_[layer].forward(lent(kept->x, config_.device), own, nullptr);
+    } else {
+      x = layers_[layer].forward(std::move(x), own, kept);
+    }
   }
 
   const TensorView last =
       inputs.last_logits_only ? x.view().slice(1, seqlen - 1, seqlen) : x.view();
   const Tensor normed = norm_.forward(last, saved ? &saved->norm : nullptr);
-  Tensor logits =
-      Tensor::empty({batch, last.size(1), config_.vocab_size}, config_.dtype, config_.device);
   ops::matmul(rows(normed), head().value.view().transpose(0, 1), rows(logits));
   if (saved) saved->x = std::move(x);
   if (config_.logits_softcap > 0.0f) {
     if (saved) saved->logits = clone(logits);
     ops::softcap(logits, config_.logits_softcap, logits);
   }
-  return logits;
 }
 
 void CausalLM::backward(const TensorView& dlogits, const ModelInputs& inputs, Saved&& saved) {
@@ -129,8 +151,10 @@ void CausalLM::backward(const TensorView& dlogits, const ModelInputs& inputs, Sa
     saved.logits = Tensor();
   }
   for (std::size_t layer = layers_.size(); layer-- > 0; saved.layers.pop_back()) {
-    dx = layers_[layer].backward(dx, attention_inputs(inputs, saved.inputs, layer),
-                                 saved.layers[layer]);
+    const nn::AttentionInputs own = attention_inputs(inputs, saved.inputs, layer);
+    DecoderLayer::Saved& kept = saved.layers[layer];
+    if (!kept.y.defined()) layers_[layer].forward(std::move(kept.x), own, &kept);  // recompute
+    dx = layers_[layer].backward(dx, own, kept);
   }
   ops::embedding_backward(dx, saved.inputs.input_ids, embed_tokens_.gradient_sum(),
                           embedding_scale_);
@@ -155,6 +179,11 @@ std::int64_t CausalLM::num_parameters() {
   return count;
 }
 
+Shape CausalLM::logits_shape(const ModelInputs& inputs) const {
+  const std::int64_t seqlen = inputs.last_logits_only ? 1 : inputs.input_ids.size(1);
+  return {inputs.input_ids.size(0), seqlen, config_.vocab_size};
+}
+
 void CausalLM::check_inputs(const ModelInputs& inputs) const {
   const TensorView& ids = inputs.input_ids;
   check(ids.rank() == 2 && (ids.dtype == DType::int32 || ids.dtype == DType::int64) &&
@@ -164,17 +193,21 @@ void CausalLM::check_inputs(const ModelInputs& inputs) const {
   check(!inputs.caches || inputs.caches->layers.size() == layers_.size(),
         "[CausalLM.forward] there must be a cache for each of the {} layers; got {}",
         layers_.size(), inputs.caches ? inputs.caches->layers.size() : 0);
+  check(!inputs.decode || inputs.caches, "[CausalLM.forward] decode needs caches");
 }
 
 CausalLM::DeviceInputs CausalLM::on_device(const ModelInputs& inputs) const {
   DeviceInputs result;
-  result.input_ids = to_device(inputs.input_ids, config_.device);
+  result.input_ids = lent(inputs.input_ids, config_.device);
   if (config_.device.type == DeviceType::cpu) return result;
   const std::int64_t batch = inputs.input_ids.size(0);
   const std::int64_t seqlen = inputs.input_ids.size(1);
   const std::int64_t past = inputs.caches ? inputs.caches->seqlen() : 0;
   Tensor positions;
-  if (inputs.position_ids.defined()) {
+  if (inputs.position_ids.defined() && inputs.num_positions > 0) {
+    result.num_positions = inputs.num_positions;
+    result.position_ids = lent(inputs.position_ids, config_.device);
+  } else if (inputs.position_ids.defined()) {
     positions = to_device(inputs.position_ids, {});
   } else if (inputs.packed) {
     positions = packed_positions(*inputs.packed, batch, seqlen);
@@ -200,9 +233,10 @@ nn::AttentionInputs CausalLM::attention_inputs(const ModelInputs& inputs,
   const bool has_positions = on_device.position_ids.defined();
   return {.attention_mask = inputs.attention_mask,
           .position_ids = has_positions ? on_device.position_ids.view() : inputs.position_ids,
-          .num_positions = on_device.num_positions,
+          .num_positions = has_positions ? on_device.num_positions : inputs.num_positions,
           .packed = on_device.packed ? &*on_device.packed : inputs.packed,
           .cache = inputs.caches ? inputs.caches->layers[layer].get() : nullptr,
+          .decode = inputs.decode,
           .training = inputs.training,
           .dropout_seed = inputs.dropout_seed,
           .dropout_offset = inputs.dropout_offset};

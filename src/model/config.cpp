@@ -32,6 +32,15 @@ bool ModelConfig::has_sliding_window() const {
   return std::ranges::any_of(layers, [](const LayerConfig& own) { return own.sliding_window > 0; });
 }
 
+bool ModelConfig::has_dynamic_rotary() const {
+  const auto is_dynamic = [](const std::optional<nn::RotaryConfig>& rotary) {
+    return rotary && rotary->scaling == nn::RotaryScaling::dynamic_ntk;
+  };
+  if (layers.empty()) return is_dynamic(attention.rotary);
+  return std::ranges::any_of(layers,
+                             [&](const LayerConfig& own) { return is_dynamic(own.rotary); });
+}
+
 void make_uniform(ModelConfig& config) {
   if (config.layers.empty()) return;
   const LayerConfig& first = config.layers.front();

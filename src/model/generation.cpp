@@ -2,19 +2,22 @@
 #include "flashmha/generation.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <numeric>
 
 #include "core/check.h"
 #include "core/located.h"
-#include "core/parallel.h"
+#include "model/draw.h"
 #include "model/generation_batch.h"
 
 namespace flashmha::model {
 namespace {
 
 constexpr std::int64_t kPageSize = 16;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 void check_tokens(std::span<const Tokens> prompts, const GenerationOptions& options,
                   std::int64_t vocab_size) {
@@ -31,28 +34,64 @@ void check_tokens(std::span<const Tokens> prompts, const GenerationOptions& opti
   }
 }
 
-// The most likely tokens; logits [rows, 1, vocab_size]. argmax takes a NaN for the largest, so that
-// a look at the chosen one finds it.
-Tokens most_likely_tokens(const TensorView& logits) {
-  const std::int64_t num_rows = logits.size(0);
-  const Tensor chosen = Tensor::empty({num_rows, 1}, DType::int32, logits.device);
-  ops::argmax(logits, chosen);
-  const Located numbers(chosen);
-  const Tensor values = Tensor::empty({num_rows, 1}, DType::float32, logits.device);
-  Tokens tokens;
+// The most likely tokens of scores [rows, vocab_size]. argmax takes a NaN for the largest, so that
+// a look at the chosen ones finds it.
+Tokens most_likely_tokens(const TensorView& scores) {
+  const std::int64_t num_rows = scores.size(0);
+  const Tensor found = Tensor::empty({2, num_rows}, DType::int32, scores.device);  // read together
+  TensorView values = found.view().select(0, 1);
+  values.dtype = DType::float32;
+  ops::argmax(scores, found.view().select(0, 0), values);
+  const Located host(found);
+  const auto* tokens = host.as<std::int32_t>();
   for (std::int64_t row = 0; row < num_rows; ++row) {
-    const std::int64_t token = numbers.as<std::int32_t>()[row];
-    copy(logits.select(0, row).slice(1, token, token + 1), values.view().slice(0, row, row + 1));
-    tokens.push_back(token);
-  }
-  const Located host(values);
-  for (std::int64_t row = 0; row < num_rows; ++row) {
-    const float logit = host.as<float>()[row];
-    check(std::isfinite(logit),
+    const auto value = std::bit_cast<float>(tokens[num_rows + row]);
+    check(std::isfinite(value),
           "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}",
-          row, logit, tokens[static_cast<std::size_t>(row)]);
+          row, value, tokens[row]);
   }
-  return tokens;
+  return {tokens, tokens + num_rows};
+}
+
+// What every row has seen, each token once: int32 [rows, most], filled up with -1.
+Tensor seen_tokens(std::vector<Tokens> rows, Device device) {
+  std::size_t most = 0;
+  for (Tokens& row : rows) {
+    std::ranges::sort(row);
+    row.erase(std::unique(row.begin(), row.end()), row.end());
+    most = std::max(most, row.size());
+  }
+  std::vector<std::int32_t> padded(rows.size() * most, -1);
+  for (std::size_t row = 0; row < rows.size(); ++row)
+    std::ranges::transform(rows[row], padded.begin() + static_cast<std::ptrdiff_t>(row * most),
+                           [](std::int64_t token) { return static_cast<std::int32_t>(token); });
+  return to_device(view_of(padded.data(), {std::ssize(rows), static_cast<std::int64_t>(most)}),
+                   device);
+}
+
+[[noreturn]] void refuse_row(const TensorView& scores, std::int64_t row) {
+  const Located host(scores);
+  const std::span line(host.as<float>(), static_cast<std::size_t>(scores.numel()));
+  const auto bad = std::ranges::find_if(line, [](float score) { return !(score < kInfinity); });
+  const auto found = bad == line.end() ? line.begin() : bad;  // all -inf
+  fail(ErrorCode::invalid_argument,
+       "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}", row,
+       *found, found - line.begin());
+}
+
+// A token for each row of scores float32 [rows, vocab_size]; draws in [0, 1).
+Tokens drawn_tokens(const TensorView& scores, const SamplingOptions& options,
+                    std::span<const double> draws) {
+  const std::int64_t num_rows = scores.size(0);
+  const Tensor chosen = Tensor::empty({num_rows}, DType::int32, scores.device);
+  ops::sample(scores, filters_of(options),
+              Located(view_of(draws.data(), {num_rows}), scores.device), chosen);
+  const Located host(chosen);
+  const auto* tokens = host.as<std::int32_t>();
+  for (std::int64_t row = 0; row < num_rows; ++row) {
+    if (tokens[row] < 0) refuse_row(scores.select(0, row), row);
+  }
+  return {tokens, tokens + num_rows};
 }
 
 // Rows of the batch that are being sampled, and the result that each belongs to.
@@ -85,22 +124,41 @@ class SamplingLoop {
   // One token for each row. In the first step a prompt's sequences share its logits.
   Tokens choose(const Tensor& logits, std::int64_t step) const {
     const SamplingOptions& sampling = options_.sampling;
-    if (sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0) {
-      return most_likely_tokens(logits);
+    const bool penalises = sampling.repetition_penalty != 1.0;
+    const TensorView rows = logits.view().reshape({logits.size(0), logits.size(2)});
+    if (sampling.temperature == 0.0 && !penalises) return most_likely_tokens(rows);
+    const Tensor scores = scores_of_results(rows, step);
+    if (penalises) {
+      std::vector<Tokens> seen;
+      for (std::size_t row = 0; row < row_results_.size(); ++row) {
+        const auto tokens = batch_.tokens(source_of(row, step));
+        seen.emplace_back(tokens.begin(), tokens.end());
+      }
+      ops::penalise(scores, seen_tokens(std::move(seen), scores.device()),
+                    static_cast<float>(sampling.repetition_penalty));
     }
-    const Tensor wide = cast(logits, DType::float32);
-    const Located scores(wide);
-    const auto vocab_size = static_cast<std::size_t>(logits.size(2));
-    Tokens tokens(row_results_.size());
-    parallel_for(std::ssize(tokens), num_threads(), [&](std::int64_t row, int) {
-      const auto r = static_cast<std::size_t>(row);
-      const std::int64_t source = step == 0 ? first_selection_[r] : row;
-      const float* first = scores.as<float>() + source * logits.size(2);
-      tokens[r] = sample_token(
-          {first, vocab_size}, batch_.tokens(source), sampling,
-          {.row = options_.first_row + row_results_[r], .step = static_cast<std::uint64_t>(step)});
-    });
-    return tokens;
+    if (sampling.temperature == 0.0) return most_likely_tokens(scores);
+    std::vector<double> draws;
+    for (const std::size_t result : row_results_) {
+      draws.push_back(uniform_draw(sampling.seed, {.row = options_.first_row + result,
+                                                   .step = static_cast<std::uint64_t>(step)}));
+    }
+    return drawn_tokens(scores, sampling, draws);
+  }
+
+  // The row of the batch that a result's next token comes from.
+  std::int64_t source_of(std::size_t row, std::int64_t step) const {
+    return step == 0 ? first_selection_[row] : static_cast<std::int64_t>(row);
+  }
+
+  // float32 [results, vocab_size], to be changed.
+  Tensor scores_of_results(const TensorView& logits, std::int64_t step) const {
+    const auto count = std::ssize(row_results_);
+    if (step > 0 || count == logits.size(0)) return cast(logits, DType::float32);
+    const Tensor rows = Tensor::empty({count, logits.size(1)}, logits.dtype, logits.device);
+    ops::gather_rows(logits, Located(view_of(first_selection_.data(), {count}), logits.device),
+                     rows);
+    return cast(rows, DType::float32);
   }
 
   // Appends the tokens; finished rows leave the batch.
@@ -110,7 +168,7 @@ class SamplingLoop {
     Tokens kept_tokens;
     for (std::size_t row = 0; row < tokens.size(); ++row) {
       if (finishes(row_results_[row], tokens[row])) continue;
-      kept.push_back(step == 0 ? first_selection_[row] : static_cast<std::int64_t>(row));
+      kept.push_back(source_of(row, step));
       kept_results.push_back(row_results_[row]);
       kept_tokens.push_back(tokens[row]);
     }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "flashmha/generation.h"
+#include "model/decode_graph.h"
 
 namespace flashmha::model {
 
@@ -22,8 +24,9 @@ class GenerationBatch {
     return rows_[static_cast<std::size_t>(row)];
   }
 
-  // Logits [num_rows, 1, vocab_size] of the next token, in the model's dtype.
-  Tensor next_logits() const;
+  // Logits [num_rows, 1, vocab_size] of the next token, in the model's dtype; valid until the next
+  // call.
+  const Tensor& next_logits();
 
   // Row r becomes what row rows[r] was; rows may come twice or not at all.
   void select(std::span<const std::int64_t> rows);
@@ -32,11 +35,17 @@ class GenerationBatch {
 
  private:
   Tensor left_padding_mask() const;
+  std::int64_t padding_of(const Tokens& row) const { return seqlen_ - std::ssize(row); }
+  // Of all tokens that the caches have not seen.
+  Tensor computed_logits(std::int64_t count) const;
+  const Tensor& decoded_logits();
 
   const CausalLM* model_;
   nn::KVCaches* caches_;
   std::vector<Tokens> rows_;
   std::int64_t seqlen_;  // of every row, padding included
+  std::optional<DecodeGraph> decode_;
+  Tensor logits_;
 };
 
 // Beam search over the prompts' rows; results as generate gives them.

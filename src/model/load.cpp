@@ -131,6 +131,9 @@ class Weights {
 std::unique_ptr<CausalLM> load_pretrained(const std::string& directory,
                                           const LoadOptions& options) {
   ModelConfig config = read_config(directory);
+  const bool needs_16_bits =
+      options.device.type == DeviceType::cuda && options.attention_kind == AttentionKind::flash;
+  if (needs_16_bits && config.dtype == DType::float32) config.dtype = DType::bfloat16;
   config.dtype = options.dtype.value_or(config.dtype);
   config.device = options.device;
   config.attention_kind = options.attention_kind;

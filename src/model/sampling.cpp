@@ -1,14 +1,14 @@
-// Filters and draws. Weights are unnormalised probabilities, the highest 1: subtracting the highest
-// score first keeps every temperature above 0 finite.
+// One row of logits on the host: penalties, checks and random numbers; the rest is ops::sample.
 #include "flashmha/sampling.h"
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
+#include <numeric>
 
 #include "core/check.h"
 #include "core/philox.h"
+#include "model/draw.h"
 
 namespace flashmha::model {
 namespace {
@@ -35,63 +35,21 @@ std::int64_t most_likely(std::span<const float> scores) {
   return best - scores.begin();
 }
 
-// The score that the top_k-th token has.
-float top_k_score(std::span<const float> scores, std::int64_t top_k) {
-  std::vector<float> sorted(scores.begin(), scores.end());
-  const auto last = sorted.begin() + (top_k - 1);
-  std::nth_element(sorted.begin(), last, sorted.end(), std::greater<>());
-  return *last;
+// Draws a token of one row with a temperature above 0.
+std::int64_t draw(std::span<const float> logits, std::span<const std::int64_t> seen,
+                  const SamplingOptions& options, double place, const TensorView& weights = {}) {
+  std::vector<float> scores = penalised(logits, seen, options);
+  (void)most_likely(scores);  // throws unless there is one to draw
+  const Shape shape{1, std::ssize(scores)};
+  std::int32_t token = 0;
+  ops::sample(view_of(scores.data(), shape), filters_of(options), view_of(&place, {1}),
+              view_of(&token, {1}), weights);
+  return token;
 }
 
-// Keeps the most likely tokens until their sum reaches top_p of the total.
-void keep_top_p(std::vector<double>& weights, double top_p) {
-  struct Candidate {
-    double weight;
-    std::size_t token;
-  };
-  std::vector<Candidate> heap;
-  double total = 0.0;
-  for (std::size_t token = 0; token < weights.size(); ++token) {
-    if (weights[token] > 0.0) heap.push_back({weights[token], token});
-    total += weights[token];
-  }
-  const auto less_likely = [](const Candidate& a, const Candidate& b) {
-    return a.weight != b.weight ? a.weight < b.weight : a.token > b.token;
-  };
-  std::ranges::make_heap(heap, less_likely);
-  std::ranges::fill(weights, 0.0);
-  double sum = 0.0;
-  for (bool first = true; !heap.empty() && (first || sum < top_p * total); first = false) {
-    std::ranges::pop_heap(heap, less_likely);
-    const Candidate next = heap.back();
-    heap.pop_back();
-    weights[next.token] = next.weight;
-    sum += next.weight;
-  }
-}
+}  // namespace
 
-// With a temperature above 0.
-std::vector<double> token_weights(std::span<const float> logits, std::span<const std::int64_t> seen,
-                                  const SamplingOptions& options) {
-  const std::vector<float> scores = penalised(logits, seen, options);
-  const float highest = scores[static_cast<std::size_t>(most_likely(scores))];
-  const bool all = options.top_k == 0 || options.top_k >= std::ssize(scores);
-  const float lowest = all ? -kInfinity : top_k_score(scores, options.top_k);
-  std::vector<double> weights(scores.size(), 0.0);
-  for (std::size_t token = 0; token < scores.size(); ++token) {
-    if (scores[token] < lowest) continue;
-    const double distance = static_cast<double>(scores[token]) - static_cast<double>(highest);
-    weights[token] = std::exp(distance / options.temperature);
-  }
-  if (options.top_p < 1.0) keep_top_p(weights, options.top_p);
-  for (double& weight : weights) {
-    if (weight < options.min_p) weight = 0.0;
-  }
-  return weights;
-}
-
-// In [0, 1), 53 bits.
-double uniform(std::uint64_t seed, DrawPosition position) {
+double uniform_draw(std::uint64_t seed, DrawPosition position) {
   const auto low = [](std::uint64_t x) { return static_cast<std::uint32_t>(x); };
   const auto high = [](std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); };
   const PhiloxBlock bits =
@@ -101,14 +59,12 @@ double uniform(std::uint64_t seed, DrawPosition position) {
   return static_cast<double>(wide >> 11) * 0x1p-53;
 }
 
-double sum_of(std::span<const double> values) {
-  double sum = 0.0;
-  for (const double value : values)
-    sum += value;
-  return sum;
+ops::SampleOptions filters_of(const SamplingOptions& options) {
+  return {.temperature = options.temperature,
+          .top_k = options.top_k,
+          .top_p = options.top_p,
+          .min_p = options.min_p};
 }
-
-}  // namespace
 
 void check_sampling(const SamplingOptions& options) {
   check(options.temperature >= 0.0 && std::isfinite(options.temperature),
@@ -149,8 +105,9 @@ std::vector<double> token_probabilities(std::span<const float> logits,
     probabilities[static_cast<std::size_t>(token)] = 1.0;
     return probabilities;
   }
-  std::vector<double> probabilities = token_weights(logits, seen, options);
-  const double total = sum_of(probabilities);
+  std::vector<double> probabilities(logits.size());
+  draw(logits, seen, options, 0.0, view_of(probabilities.data(), {1, std::ssize(logits)}));
+  const double total = std::accumulate(probabilities.begin(), probabilities.end(), 0.0);
   for (double& probability : probabilities)
     probability /= total;
   return probabilities;
@@ -160,16 +117,7 @@ std::int64_t sample_token(std::span<const float> logits, std::span<const std::in
                           const SamplingOptions& options, DrawPosition position) {
   check_sampling(options);
   if (options.temperature == 0.0) return most_likely(penalised(logits, seen, options));
-  const std::vector<double> weights = token_weights(logits, seen, options);
-  const double target = uniform(options.seed, position) * sum_of(weights);
-  double sum = 0.0;
-  std::int64_t token = 0;
-  for (std::int64_t i = 0; i < std::ssize(weights) && sum <= target; ++i) {
-    const double weight = weights[static_cast<std::size_t>(i)];
-    if (weight > 0.0) token = i;
-    sum += weight;
-  }
-  return token;
+  return draw(logits, seen, options, uniform_draw(options.seed, position));
 }
 
 }  // namespace flashmha::model

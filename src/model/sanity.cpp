@@ -34,7 +34,7 @@ Gradients gradients_of(CausalLM& model) {
 // All gradients in one line: the tensor whose error is largest. What 16 bits do to the gradients of
 // a model shows in all of its tensors together; a single small one may be off by little in the
 // plain model by luck. So the tolerance comes from plain's largest error of any tensor.
-Check judge_gradients(std::string name, ModelTrio& models) {
+Check judge_gradients(std::string name, ModelTrio& models, double slack) {
   const Gradients flash = gradients_of(models.flash);
   const Gradients plain = gradients_of(models.plain);
   Check worst{.name = std::move(name)};
@@ -48,7 +48,7 @@ Check judge_gradients(std::string name, ModelTrio& models) {
       worst_tensor = tensor;
     }
   }
-  worst.tolerance = kSlack * plain_error + rounding_floor(models.flash.config().dtype);
+  worst.tolerance = slack * plain_error + rounding_floor(models.flash.config().dtype);
   worst.detail = fmt::format("{} tensors, largest error: {}", flash.size(), worst_tensor);
   return worst;
 }
@@ -96,16 +96,16 @@ double rounding_floor(DType dtype) {
   }
 }
 
-Check judge(std::string name, const Outcome& outcome, DType dtype) {
+Check judge(std::string name, const Outcome& outcome, DType dtype, double slack) {
   return {.name = std::move(name),
           .detail = {},
           .error = relative_error(outcome.flash, outcome.reference),
           .tolerance =
-              kSlack * relative_error(outcome.plain, outcome.reference) + rounding_floor(dtype)};
+              slack * relative_error(outcome.plain, outcome.reference) + rounding_floor(dtype)};
 }
 
 void check_training(const std::string& suffix, ModelTrio& models, const ModelInputs& inputs,
-                    const TensorView& labels, const CheckReport& report) {
+                    const TensorView& labels, double slack, const CheckReport& report) {
   std::array<float, 3> losses{};
   std::size_t index = 0;
   for (CausalLM* model : {&models.flash, &models.plain, &models.reference}) {
@@ -114,8 +114,8 @@ void check_training(const std::string& suffix, ModelTrio& models, const ModelInp
   }
   report(judge("loss" + suffix,
                {view_of(&losses[0], {1}), view_of(&losses[1], {1}), view_of(&losses[2], {1})},
-               models.flash.config().dtype));
-  report(judge_gradients("gradients" + suffix, models));
+               models.flash.config().dtype, slack));
+  report(judge_gradients("gradients" + suffix, models, slack));
 }
 
 Tensor random_ids(const ModelTrio& models, std::int64_t batch, std::int64_t seqlen,
@@ -140,8 +140,8 @@ void check_dense(ModelTrio& models, const SanityOptions& options, const CheckRep
   const Tensor flash = models.flash.forward(inputs);
   const Tensor plain = models.plain.forward(inputs);
   const Tensor reference = models.reference.forward(inputs);
-  report(judge("logits", {flash, plain, reference}, models.flash.config().dtype));
-  check_training("", models, inputs, ids, report);
+  report(judge("logits", {flash, plain, reference}, models.flash.config().dtype, options.slack));
+  check_training("", models, inputs, ids, options.slack, report);
 }
 
 void check_model(ModelTrio& models, const SanityOptions& options, const CheckReport& report) {

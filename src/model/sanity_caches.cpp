@@ -106,7 +106,8 @@ void check_caches(ModelTrio& models, const SanityOptions& options, const CheckRe
   const Tensor ids = random_ids(models, options.batch, options.seqlen, options.seed + 2);
   const Tensor plain = models.plain.forward({.input_ids = ids});
   const Tensor reference = models.reference.forward({.input_ids = ids});
-  const double tolerance = kSlack * relative_error(plain, reference) + rounding_floor(config.dtype);
+  const double tolerance =
+      options.slack * relative_error(plain, reference) + rounding_floor(config.dtype);
   report(check_tokens("greedy tokens, no cache", models, options, nullptr, tolerance));
 
   std::vector<CacheKind> kinds = {CacheKind::dynamic_cache, CacheKind::static_cache,
@@ -115,7 +116,7 @@ void check_caches(ModelTrio& models, const SanityOptions& options, const CheckRe
   for (const CacheKind kind : kinds) {
     const std::string suffix = fmt::format(", {} cache", cache_kind_name(kind));
     const Tensor flash = logits_through_cache(models.flash, ids, kind);
-    report(judge("logits" + suffix, {flash, plain, reference}, config.dtype));
+    report(judge("logits" + suffix, {flash, plain, reference}, config.dtype, options.slack));
     nn::KVCaches caches = make_caches(config, kind, options.seqlen + options.new_tokens);
     report(check_tokens("greedy tokens" + suffix, models, options, &caches, tolerance));
   }

@@ -81,8 +81,9 @@ void check_padding(ModelTrio& models, const SanityOptions& options, const CheckR
     const Tensor flash = real_rows(models.flash.forward(inputs), rows);
     const Tensor plain = real_rows(models.plain.forward(inputs), rows);
     const Tensor alone = alone_rows(models.reference, ids, rows);
-    report(judge("logits" + suffix, {flash, plain, alone}, models.flash.config().dtype));
-    check_training(suffix, models, inputs, labels_of(ids, rows), report);
+    report(judge("logits" + suffix, {flash, plain, alone}, models.flash.config().dtype,
+                 options.slack));
+    check_training(suffix, models, inputs, labels_of(ids, rows), options.slack, report);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/check.h"
 #include "core/located.h"
+#include "model/loss.h"
 
 namespace flashmha::model {
 
@@ -29,37 +30,53 @@ Tensor shift_labels(const TensorView& labels, const PackedSequences* packed) {
 
 namespace {
 
-// Mean and count, float32 [2], where the logits are; targets, too.
-Tensor queue_cross_entropy(const TensorView& logits, const TensorView& targets,
-                           const TensorView& dlogits, float scale) {
+// Mean and count into loss; targets and scale are where the logits are.
+void queue_cross_entropy(const TensorView& logits, const TensorView& targets,
+                         const TensorView& dlogits, const TensorView& scale,
+                         const TensorView& loss) {
   const TensorView rows = logits.reshape({-1, logits.size(-1)});
-  Tensor loss = Tensor::empty({2}, DType::float32, logits.device);
   const Tensor lse = Tensor::empty({rows.size(0)}, DType::float32, logits.device);
   ops::cross_entropy(rows, targets, kIgnoreIndex, loss, lse);
   if (dlogits.defined()) {
     const ops::CrossEntropySaved saved{
-        .targets = targets, .lse = lse, .loss = loss, .ignore_index = kIgnoreIndex};
-    ops::cross_entropy_backward(rows, saved, scale, dlogits.reshape(rows.shape));
+        .targets = targets, .lse = lse, .loss = loss, .ignore_index = kIgnoreIndex, .scale = scale};
+    ops::cross_entropy_backward(rows, saved, dlogits.reshape(rows.shape));
   }
-  return loss;
 }
 
-// Waits for it.
+}  // namespace
+
+Tensor empty_loss(Device device) {
+  return Tensor::empty({2}, DType::float32, device);
+}
+
 Loss read_loss(const TensorView& loss) {
   const Located host(loss);
   const auto* values = host.as<float>();
   return {.mean = values[0], .num_tokens = std::int64_t(values[1])};
 }
 
-}  // namespace
+void queue_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& targets,
+                     const TensorView& scale, const TensorView& loss) {
+  CausalLM::Saved saved;
+  const Tensor logits = model.forward(inputs, &saved);
+  queue_cross_entropy(logits, targets, /*dlogits=*/logits, scale, loss);
+  model.backward(logits, inputs, std::move(saved));
+}
 
 Loss cross_entropy(const TensorView& logits, const TensorView& targets, const TensorView& dlogits,
                    float scale) {
-  return read_loss(queue_cross_entropy(logits, Located(targets, logits.device), dlogits, scale));
+  const Tensor loss = empty_loss(logits.device);
+  queue_cross_entropy(logits, Located(targets, logits.device), dlogits,
+                      Located(view_of(&scale, {1}), logits.device), loss);
+  return read_loss(loss);
 }
 
 AdamW::AdamW(CausalLM& model, const OptimizerOptions& options)
-    : options_(options), norm_(Tensor::zeros({1}, DType::float32, model.config().device)) {
+    : options_(options),
+      norm_(Tensor::zeros({1}, DType::float32, model.config().device)),
+      schedule_(Tensor::zeros({3}, DType::float32, model.config().device)),
+      graph_(model.config().device) {
   check(options.beta1 >= 0.0f && options.beta1 < 1.0f && options.beta2 >= 0.0f &&
             options.beta2 < 1.0f,
         "[AdamW] beta1 ({}) and beta2 ({}) must be in [0, 1)", options.beta1, options.beta2);
@@ -78,38 +95,49 @@ AdamW::AdamW(CausalLM& model, const OptimizerOptions& options)
   });
 }
 
-double AdamW::step() {
+std::vector<ops::AdamWState> AdamW::states(bool matrices) const {
+  std::vector<ops::AdamWState> states;
+  for (const Slot& slot : slots_) {
+    const nn::Parameter& parameter = *slot.parameter;
+    if (!parameter.gradient.defined()) continue;
+    if ((parameter.value.view().rank() >= 2) != matrices) continue;
+    states.push_back({.parameter = parameter.value,
+                      .gradient = parameter.gradient,
+                      .moment1 = slot.moment1,
+                      .moment2 = slot.moment2,
+                      .master = slot.master});
+  }
+  return states;
+}
+
+void AdamW::queue_step() const {
   std::vector<TensorView> gradients;
   for (const Slot& slot : slots_) {
     if (slot.parameter->gradient.defined()) gradients.push_back(slot.parameter->gradient);
   }
   ops::gradient_norm(gradients, norm_);
-  const double norm = *Located(norm_).as<float>();
-  if (!std::isfinite(norm)) return norm;
-  ++num_steps_;
-  for (const bool is_matrix : {true, false}) {
-    std::vector<ops::AdamWState> states;
-    for (const Slot& slot : slots_) {
-      const nn::Parameter& parameter = *slot.parameter;
-      if (!parameter.gradient.defined()) continue;
-      if ((parameter.value.view().rank() >= 2) != is_matrix) continue;
-      states.push_back({.parameter = parameter.value,
-                        .gradient = parameter.gradient,
-                        .moment1 = slot.moment1,
-                        .moment2 = slot.moment2,
-                        .master = slot.master});
-    }
-    ops::adamw(states, {.learning_rate = options_.learning_rate,
-                        .beta1 = options_.beta1,
-                        .beta2 = options_.beta2,
-                        .eps = options_.eps,
-                        .weight_decay = is_matrix ? options_.weight_decay : 0.0f,
-                        .step = num_steps_,
-                        .max_gradient_norm = options_.max_gradient_norm,
-                        .gradient_norm = norm_});
+  for (const bool matrices : {true, false}) {
+    ops::adamw(states(matrices), {.schedule = schedule_, .gradient_norm = norm_},
+               {.beta1 = options_.beta1,
+                .beta2 = options_.beta2,
+                .eps = options_.eps,
+                .weight_decay = matrices ? options_.weight_decay : 0.0f,
+                .max_gradient_norm = options_.max_gradient_norm});
   }
+}
+
+double AdamW::step() {
+  const auto schedule = ops::adamw_schedule({.beta1 = options_.beta1, .beta2 = options_.beta2},
+                                            options_.learning_rate, num_steps_ + 1);
+  copy(view_of(schedule.data(), {3}), schedule_);
+  std::vector<const void*> gradients;
   for (const Slot& slot : slots_)
-    slot.parameter->zero_gradient();
+    gradients.push_back(slot.parameter->gradient.view().data);
+  if (gradients != graph_gradients_) graph_.reset();
+  graph_gradients_ = std::move(gradients);
+  graph_.run([this] { queue_step(); });
+  const double norm = *Located(norm_).as<float>();
+  if (std::isfinite(norm)) ++num_steps_;
   return norm;
 }
 
@@ -128,26 +156,38 @@ Loss compute_loss(const CausalLM& model, const ModelInputs& inputs, const Tensor
 
 Loss compute_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& targets,
                        float scale) {
-  const Located wanted(targets, model.config().device);
-  CausalLM::Saved saved;
-  const Tensor logits = model.forward(inputs, &saved);
-  const Tensor loss = queue_cross_entropy(logits, wanted, /*dlogits=*/logits, scale);
-  model.backward(logits, inputs, std::move(saved));
+  const Device device = model.config().device;
+  const Tensor loss = empty_loss(device);
+  queue_gradients(model, inputs, Located(targets, device), Located(view_of(&scale, {1}), device),
+                  loss);
   return read_loss(loss);
 }
 
-Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& labels,
-                          float scale) {
+namespace {
+
+// The targets of next-token prediction for a batch.
+Tensor targets_of(const ModelInputs& inputs, const TensorView& labels) {
   check(labels.shape == inputs.input_ids.shape,
         "[accumulate_gradients] labels must have the shape of input_ids; got {} and {}",
         to_string(labels), to_string(inputs.input_ids));
-  return compute_gradients(model, inputs, shift_labels(labels, inputs.packed), scale);
+  return shift_labels(labels, inputs.packed);
+}
+
+}  // namespace
+
+Loss accumulate_gradients(CausalLM& model, const ModelInputs& inputs, const TensorView& labels,
+                          float scale) {
+  return compute_gradients(model, inputs, targets_of(inputs, labels), scale);
 }
 
 Loss training_step(CausalLM& model, AdamW& optimizer, const ModelInputs& inputs,
                    const TensorView& labels) {
-  const Loss loss = accumulate_gradients(model, inputs, labels);
-  optimizer.step();
+  return TrainingStep(model, optimizer)(inputs, labels);
+}
+
+Loss TrainingStep::operator()(const ModelInputs& inputs, const TensorView& labels) {
+  const Loss loss = gradients_(inputs, targets_of(inputs, labels));
+  optimizer_->step();
   return loss;
 }
 

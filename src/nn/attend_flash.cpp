@@ -106,6 +106,37 @@ TensorView FlashMultiHeadAttention::attend(const TensorView& q, const CachedKeys
   return saved.flash.out();
 }
 
+TensorView FlashMultiHeadAttention::attend_decode(const AttentionInputs& inputs,
+                                                  AttentionSaved& saved) const {
+  const std::optional<ReservedKeys> keys = inputs.cache->reserve(1);
+  check(keys.has_value(),
+        "[FlashMultiHeadAttention] a decode step needs a cache that gives out its memory "
+        "(DynamicKVCache, StaticKVCache) and is not empty");
+  KVCacheView cache;
+  cache.k = keys->k;
+  cache.v = keys->v;
+  cache.cache_seqlens = inputs.decode->cache_seqlens;
+  cache.cache_leftpad = inputs.decode->cache_leftpad;
+  AppendKV append;
+  append.k = saved.k;
+  append.v = saved.v;
+  if (rotary) {
+    const ops::RotaryTables tables = rotary->tables(inputs.num_positions);
+    append.rotary = {.cos = tables.cos,
+                     .sin = tables.sin,
+                     .interleaved = tables.interleaved,
+                     .positions = inputs.position_ids};
+  }
+  AttentionOptions options = attention_options(inputs);
+  if (options.window_left < 0) {  // the one query sees everything
+    options.causal = false;
+    options.window_right = -1;
+  }
+  saved.flash.attention = flash_attn_with_kvcache(saved.q, cache, append, options);
+  saved.flash.out_shape = saved.flash.attention.out.shape();
+  return saved.flash.out();
+}
+
 AttentionGradients FlashMultiHeadAttention::attend_backward(const TensorView& dout,
                                                             const AttentionInputs& inputs,
                                                             const AttentionSaved& saved) const {

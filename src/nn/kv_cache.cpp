@@ -77,6 +77,16 @@ void KVCache::repeat(std::int64_t times) {
   select(rows);
 }
 
+std::optional<ReservedKeys> KVCache::reserve(std::int64_t) {
+  return {};
+}
+
+void KVCache::advance(std::int64_t count) {
+  check(reserve(count).has_value(),
+        "[KVCache::advance] only caches that give out their memory (reserve) can be advanced");
+  seqlen_ += count;
+}
+
 OrderedKeys in_order(const CachedKeys& keys) {
   OrderedKeys ordered;
   const auto collect = [&](const TensorView& from) {
@@ -112,28 +122,36 @@ OrderedKeys in_order(const CachedKeys& keys) {
   return ordered;
 }
 
-// ---- dynamic
-// -------------------------------------------------------------------------------------
+// ---- dynamic -----------------------------------------------------------------------------------
+
+void DynamicKVCache::make_room(std::int64_t count, const TensorView& k, const TensorView& v) {
+  const std::int64_t needed = seqlen_ + count;
+  const std::int64_t capacity = k_.defined() ? k_.size(1) : 0;
+  if (needed <= capacity) return;
+  constexpr std::int64_t kFirstCapacity = 64;
+  const std::int64_t grown = std::max({needed, 2 * capacity, kFirstCapacity});
+  const auto grow = [&](Tensor& cache, const TensorView& like) {
+    Tensor larger = with_capacity(like, like.size(0), grown);
+    if (seqlen_ > 0) write_slots(larger, 0, cache.view().slice(1, 0, seqlen_));
+    cache = std::move(larger);
+  };
+  grow(k_, k);
+  grow(v_, v);
+}
 
 CachedKeys DynamicKVCache::append(const TensorView& k, const TensorView& v) {
   check_append(k, v, batch(), k_, v_);
-  const std::int64_t needed = seqlen_ + k.size(1);
-  const std::int64_t capacity = k_.defined() ? k_.size(1) : 0;
-  if (needed > capacity) {
-    constexpr std::int64_t kFirstCapacity = 64;
-    const std::int64_t grown = std::max({needed, 2 * capacity, kFirstCapacity});
-    const auto grow = [&](Tensor& cache, const TensorView& like) {
-      Tensor larger = with_capacity(like, k.size(0), grown);
-      if (seqlen_ > 0) write_slots(larger, 0, cache.view().slice(1, 0, seqlen_));
-      cache = std::move(larger);
-    };
-    grow(k_, k);
-    grow(v_, v);
-  }
+  make_room(k.size(1), k, v);
   write_slots(k_, seqlen_, k);
   write_slots(v_, seqlen_, v);
-  seqlen_ = needed;
+  seqlen_ += k.size(1);
   return {.k = k_, .v = v_, .seqlen = seqlen_};
+}
+
+std::optional<ReservedKeys> DynamicKVCache::reserve(std::int64_t count) {
+  if (!k_.defined()) return {};
+  make_room(count, k_, v_);
+  return ReservedKeys{.k = k_, .v = v_};
 }
 
 void DynamicKVCache::crop(std::int64_t seqlen) {
@@ -153,18 +171,21 @@ void DynamicKVCache::reset() {
   seqlen_ = 0;
 }
 
-// ---- static
-// --------------------------------------------------------------------------------------
+// ---- static ------------------------------------------------------------------------------------
 
 StaticKVCache::StaticKVCache(std::int64_t capacity) : capacity_(capacity) {
   check(capacity > 0, "[StaticKVCache] capacity ({}) must be positive", capacity);
 }
 
+void StaticKVCache::require_room(std::int64_t count) const {
+  check(seqlen_ + count <= capacity_,
+        "[StaticKVCache::append] {} more tokens exceed the capacity ({}); {} are held", count,
+        capacity_, seqlen_);
+}
+
 CachedKeys StaticKVCache::append(const TensorView& k, const TensorView& v) {
   check_append(k, v, batch(), k_, v_);
-  check(seqlen_ + k.size(1) <= capacity_,
-        "[StaticKVCache::append] {} more tokens exceed the capacity ({}); {} are held", k.size(1),
-        capacity_, seqlen_);
+  require_room(k.size(1));
   if (!k_.defined()) {
     k_ = with_capacity(k, k.size(0), capacity_);
     v_ = with_capacity(v, v.size(0), capacity_);
@@ -173,6 +194,12 @@ CachedKeys StaticKVCache::append(const TensorView& k, const TensorView& v) {
   write_slots(v_, seqlen_, v);
   seqlen_ += k.size(1);
   return {.k = k_, .v = v_, .seqlen = seqlen_};
+}
+
+std::optional<ReservedKeys> StaticKVCache::reserve(std::int64_t count) {
+  if (!k_.defined()) return {};
+  require_room(count);
+  return ReservedKeys{.k = k_, .v = v_};
 }
 
 void StaticKVCache::crop(std::int64_t seqlen) {
@@ -190,8 +217,7 @@ void StaticKVCache::reset() {
   seqlen_ = 0;
 }
 
-// ---- sliding
-// -------------------------------------------------------------------------------------
+// ---- sliding -----------------------------------------------------------------------------------
 
 SlidingKVCache::SlidingKVCache(std::int64_t window) : window_(window) {
   check(window > 0, "[SlidingKVCache] window ({}) must be positive", window);
@@ -208,11 +234,8 @@ CachedKeys SlidingKVCache::append(const TensorView& k, const TensorView& v) {
   const std::int64_t kept = std::min(seqlen_, window_ - 1);
   CachedKeys keys{.k = k, .v = v, .seqlen = kept + k.size(1)};
   if (kept > 0) {
-    const CachedKeys old{.k = k_,
-                         .v = v_,
-
-                         .seqlen = kept,
-                         .first_slot = (seqlen_ - kept) % window_};
+    const CachedKeys old{
+        .k = k_, .v = v_, .seqlen = kept, .first_slot = (seqlen_ - kept) % window_};
     const OrderedKeys before = in_order(old);
     k_staging_ = with_capacity(k, k.size(0), keys.seqlen);
     v_staging_ = with_capacity(v, v.size(0), keys.seqlen);
@@ -231,7 +254,6 @@ CachedKeys SlidingKVCache::append_one(const TensorView& k, const TensorView& v) 
   store_last(k, v);
   return {.k = k_,
           .v = v_,
-
           .seqlen = std::min(seqlen_, window_),
           .first_slot = seqlen_ > window_ ? seqlen_ % window_ : 0};
 }
@@ -269,8 +291,7 @@ void SlidingKVCache::reset() {
   seqlen_ = 0;
 }
 
-// ---- all layers
-// ----------------------------------------------------------------------------------
+// ---- all layers --------------------------------------------------------------------------------
 
 KVCaches KVCaches::create(std::int64_t num_layers,
                           const std::function<std::unique_ptr<KVCache>(std::int64_t layer)>& make) {
@@ -280,6 +301,14 @@ KVCaches KVCaches::create(std::int64_t num_layers,
   return caches;
 }
 
+bool KVCaches::reserve(std::int64_t count) {
+  return std::ranges::all_of(layers,
+                             [&](const auto& layer) { return layer->reserve(count).has_value(); });
+}
+void KVCaches::advance(std::int64_t count) {
+  for (const auto& layer : layers)
+    layer->advance(count);
+}
 void KVCaches::crop(std::int64_t seqlen) {
   for (const auto& layer : layers)
     layer->crop(seqlen);

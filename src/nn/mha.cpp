@@ -114,6 +114,11 @@ void MultiHeadAttention::check_inputs(const AttentionInputs& inputs,
                                encoder.size(2) == config.hidden_size && encoder.dtype == x.dtype),
         "[MultiHeadAttention] encoder_states must be {} [{},seqlen_k,{}]; got {}",
         dtype_name(x.dtype), x.size(0), config.hidden_size, encoder);
+  check(!inputs.decode || (inputs.cache && x.size(1) == 1 && !mask.defined() &&
+                           (!config.rotary || (ids.defined() && inputs.num_positions > 0))),
+        "[MultiHeadAttention] a decode step has one token a row, a cache, no mask, and with rotary "
+        "position_ids and num_positions; got hidden_states {}, mask {}, position_ids {}",
+        x, mask, ids);
   check(!inputs.return_probabilities || saved,
         "[MultiHeadAttention] return_probabilities needs an AttentionSaved to put them into");
 }
@@ -167,6 +172,10 @@ Tensor MultiHeadAttention::forward(const AttentionInputs& inputs, AttentionSaved
   AttentionSaved local;
   AttentionSaved& saved = keep ? *keep : local;
   project(inputs, saved);
+  if (inputs.decode) {
+    saved.attended = attend_decode(inputs, saved);
+    return o_proj.forward(as_features(saved.attended));
+  }
   rotate(inputs, saved);
   const CachedKeys keys = inputs.cache
                               ? inputs.cache->append(saved.k, saved.v)
@@ -176,6 +185,11 @@ Tensor MultiHeadAttention::forward(const AttentionInputs& inputs, AttentionSaved
   }
   saved.attended = attend(saved.q, keys, inputs, saved);
   return o_proj.forward(as_features(saved.attended));
+}
+
+TensorView MultiHeadAttention::attend_decode(const AttentionInputs&, AttentionSaved&) const {
+  fail(ErrorCode::unsupported,
+       "[MultiHeadAttention] decode steps on the device are FlashMultiHeadAttention's");
 }
 
 AttentionLayerGradients MultiHeadAttention::backward(const TensorView& dout,

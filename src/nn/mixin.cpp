@@ -33,29 +33,30 @@ MaskedKeys align_mask(const TensorView& mask, const TensorView& k, const TensorV
 
 // With what kernels read on their device.
 UnpadData moved(UnpadData data, Device device) {
-  if (device.type == DeviceType::cpu) return data;
-  data.indices = to_device(data.indices, device);
-  data.cu_seqlens = to_device(data.cu_seqlens, device);
+  if (data.indices.device() != device) data.indices = to_device(data.indices, device);
+  if (data.cu_seqlens.device() != device) data.cu_seqlens = to_device(data.cu_seqlens, device);
   return data;
 }
 
-UnpadData all_rows(std::int64_t batch, std::int64_t seqlen) {
-  const Tensor ones = Tensor::empty({batch, seqlen}, DType::boolean);
+UnpadData all_rows(std::int64_t batch, std::int64_t seqlen, Device device) {
+  const Tensor ones = Tensor::empty({batch, seqlen}, DType::boolean, device);
   fill(ones, 1.0);
-  return get_unpad_data(ones);
+  return get_unpad_data(ones, {}, UnpadBound{.total = batch * seqlen, .max_seqlen = seqlen});
 }
 
 UnpadData query_rows(const TensorView& q, const TensorView& mask,
-                     FlashAttentionMixin::Queries queries) {
+                     FlashAttentionMixin::Queries queries, const std::optional<UnpadBound>& bound) {
   const std::int64_t batch = q.size(0);
   const std::int64_t seqlen_q = q.size(1);
   const bool all_real = queries == FlashAttentionMixin::Queries::all;
-  if (all_real || (seqlen_q == 1 && mask.size(1) != 1)) return all_rows(batch, seqlen_q);
+  if (all_real || (seqlen_q == 1 && mask.size(1) != 1)) {
+    return all_rows(batch, seqlen_q, mask.device);
+  }
   check(seqlen_q <= mask.size(1),
         "[FlashAttentionMixin] there must not be more queries than the mask and the keys have "
         "columns ({}); got q {}",
         mask.size(1), q);
-  return get_unpad_data(mask.slice(1, mask.size(1) - seqlen_q, mask.size(1)));
+  return get_unpad_data(mask.slice(1, mask.size(1) - seqlen_q, mask.size(1)), {}, bound);
 }
 
 // FLASHMHA_DETERMINISTIC=1 asks for the deterministic backward where the argument does not.
@@ -143,18 +144,16 @@ TensorView FlashAttentionMixin::Result::out() const {
   return result.reshape(out_shape);
 }
 
-FlashAttentionMixin::Unpadded FlashAttentionMixin::upad_input(const TensorView& q,
-                                                              const TensorView& k,
-                                                              const TensorView& v,
-                                                              const TensorView& mask,
-                                                              Queries queries) {
+FlashAttentionMixin::Unpadded FlashAttentionMixin::upad_input(
+    const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& mask,
+    Queries queries, const std::optional<UnpadBound>& bound) {
   check_inputs(q, {}, {});
   const MaskedKeys keys = align_mask(mask, k, v);
   check(q.size(0) == k.size(0), "[FlashAttentionMixin] q and k must have one batch; got {} and {}",
         q, k);
   Unpadded result;
-  result.queries = moved(query_rows(q, keys.mask, queries), q.device);
-  result.keys = moved(flashmha::get_unpad_data(keys.mask), q.device);
+  result.queries = moved(query_rows(q, keys.mask, queries, bound), q.device);
+  result.keys = moved(flashmha::get_unpad_data(keys.mask, {}, bound), q.device);
   result.q = unpad_input(q, result.queries);
   result.k = unpad_input(keys.k, result.keys);
   result.v = unpad_input(keys.v, result.keys);
@@ -182,7 +181,7 @@ FlashAttentionMixin::Result FlashAttentionMixin::forward(const TensorView& q, co
   }
   const MaskedKeys keys = align_mask(mask, k, v);
   result.seqlen_k = keys.k.size(1);
-  if (all_ones(keys.mask)) {
+  if (!options.bound && all_ones(keys.mask)) {
     result.attention = flash_attn_func(q, keys.k, keys.v, attention);
     return result;
   }
@@ -191,7 +190,7 @@ FlashAttentionMixin::Result FlashAttentionMixin::forward(const TensorView& q, co
         "options.mask: put the padding into options.mask and call flash_attn_func; got mask {}, "
         "bias {}, options.mask {}",
         mask, attention.bias, attention.mask);
-  result.unpadded = upad_input(q, k, v, mask, options.queries);
+  result.unpadded = upad_input(q, k, v, mask, options.queries, options.bound);
   const Unpadded& packed = *result.unpadded;
   result.attention =
       flash_attn_varlen_func(packed.q, packed.k, packed.v, packed.sequences(), attention);

@@ -51,34 +51,55 @@ TensorView flatten_tokens(const char* function, const TensorView& x, const Unpad
   return x.reshape(flat);
 }
 
+// The first `count` elements of a vector, which keep all of it alive.
+Tensor first_elements(Tensor vector, std::int64_t count) {
+  const TensorView view = vector.view().slice(0, 0, count);
+  return Tensor::adopt(view, std::make_shared<Tensor>(std::move(vector)));
+}
+
+// On a CPU: nothing may be left out.
+void check_bound(const TensorView& mask, const TensorView& unused_mask, const UnpadBound& bound) {
+  if (mask.device.type != DeviceType::cpu) return;
+  const UnpadData all = get_unpad_data(mask, unused_mask);
+  check(all.total() <= bound.total && all.max_seqlen <= bound.max_seqlen,
+        "[get_unpad_data] the bound (total {}, max_seqlen {}) must hold; the mask keeps {} tokens, "
+        "{} of one row",
+        bound.total, bound.max_seqlen, all.total(), all.max_seqlen);
+}
+
 }  // namespace
 
-UnpadData get_unpad_data(const TensorView& mask, const TensorView& unused_mask) {
-  const std::vector<std::int64_t> used = host_matrix("get_unpad_data", "mask", mask);
-  std::vector<std::int64_t> unused(used.size());
-  if (unused_mask.defined()) {
-    check(unused_mask.shape == mask.shape,
-          "[get_unpad_data] unused_mask must have the shape of mask; got {} and {}", unused_mask,
-          mask);
-    unused = host_matrix("get_unpad_data", "unused_mask", unused_mask);
+UnpadData get_unpad_data(const TensorView& mask, const TensorView& unused_mask,
+                         const std::optional<UnpadBound>& bound) {
+  check(mask.rank() == 2, "[get_unpad_data] mask must be [batch,seqlen]; got {}", mask);
+  for (const TensorView& view : {mask, unused_mask}) {
+    check(!view.defined() || view.dtype == DType::boolean || view.dtype == DType::int32 ||
+              view.dtype == DType::int64,
+          "[get_unpad_data] masks must be boolean, int32 or int64; got {}", view);
+    check(!view.defined() || (view.shape == mask.shape && view.device == mask.device),
+          "[get_unpad_data] unused_mask must have the shape of mask and be where it is; got {} and "
+          "{}",
+          view, mask);
   }
-  const std::int64_t batch = mask.size(0);
-  const std::int64_t seqlen = mask.size(1);
-  UnpadBuilder builder(batch, seqlen);
-  std::vector<std::int32_t> seqused(static_cast<std::size_t>(batch));
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t row = b * seqlen; row < (b + 1) * seqlen; ++row) {
-      const bool real = used[static_cast<std::size_t>(row)] != 0;
-      const bool reserved = unused[static_cast<std::size_t>(row)] != 0;
-      check(!(real && reserved), "[get_unpad_data] mask and unused_mask overlap at [{},{}]", b,
-            row - b * seqlen);
-      if (real || reserved) builder.keep(row);
-      seqused[static_cast<std::size_t>(b)] += real;
-    }
-    builder.end_sequence();
+  UnpadData data{.batch = mask.size(0), .seqlen = mask.size(1)};
+  const std::int64_t room = bound ? std::min(bound->total, mask.numel()) : mask.numel();
+  check(room >= 0 && (!bound || bound->max_seqlen >= 0),
+        "[get_unpad_data] a bound must not be negative; got total {} and max_seqlen {}", room,
+        bound ? bound->max_seqlen : 0);
+  data.indices = Tensor::empty({room}, DType::int64, mask.device);
+  data.cu_seqlens = Tensor::empty({data.batch + 1}, DType::int32, mask.device);
+  if (unused_mask.defined()) data.seqused = Tensor::empty({data.batch}, DType::int32, mask.device);
+  ops::unpad(mask, unused_mask, data.indices, data.cu_seqlens, data.seqused);
+  if (bound) {
+    data.max_seqlen = std::min(bound->max_seqlen, data.seqlen);
+    check_bound(mask, unused_mask, *bound);
+    return data;
   }
-  UnpadData data = builder.finish();
-  if (unused_mask.defined()) data.seqused = int32_tensor(seqused);
+  const Located host(data.cu_seqlens);
+  const auto* starts = host.as<std::int32_t>();
+  for (std::int64_t b = 0; b < data.batch; ++b)
+    data.max_seqlen = std::max<std::int64_t>(data.max_seqlen, starts[b + 1] - starts[b]);
+  data.indices = first_elements(std::move(data.indices), starts[data.batch]);
   return data;
 }
 

@@ -30,6 +30,10 @@ void cuda_synchronize(Device device, Stream) {
   fail_without_cuda("synchronize", device);
 }
 
+std::unique_ptr<RecordedWork> cuda_record(Device device, MemoryPlan, const std::function<void()>&) {
+  fail_without_cuda("Graph", device);
+}
+
 void cuda_copy(const TensorView& source, const TensorView& destination, Stream) {
   fail_without_cuda("copy",
                     source.device.type == DeviceType::cuda ? source.device : destination.device);

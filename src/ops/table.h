@@ -24,13 +24,17 @@ struct OpsTable {
   decltype(&ops::attention_dropout) attention_dropout;
   decltype(&ops::gather_rows) gather_rows;
   decltype(&ops::scatter_rows) scatter_rows;
+  decltype(&ops::unpad) unpad;
   decltype(&ops::embedding) embedding;
   decltype(&ops::embedding_backward) embedding_backward;
   decltype(&ops::argmax) argmax;
+  decltype(&ops::penalise) penalise;
+  decltype(&ops::sample) sample;
   decltype(&ops::cross_entropy) cross_entropy;
   decltype(&ops::cross_entropy_backward) cross_entropy_backward;
   decltype(&ops::gradient_norm) gradient_norm;
-  void (*adamw)(std::span<const ops::AdamWState>, const ops::AdamWOptions&, Stream);
+  void (*adamw)(std::span<const ops::AdamWState>, const ops::AdamWStep&, const ops::AdamWOptions&,
+                Stream);
 };
 
 const OpsTable& cpu_ops();

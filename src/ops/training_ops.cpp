@@ -1,4 +1,6 @@
 // Checks and dispatch: loss, gradient norm, optimiser.
+#include <cmath>
+
 #include "ops/rules.h"
 
 namespace flashmha::ops {
@@ -29,9 +31,13 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
       .cross_entropy(logits, targets, ignore_index, loss, lse, stream);
 }
 
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
                             const TensorView& dlogits, Stream stream) {
   check_loss("cross_entropy_backward", logits, saved);
+  if (saved.scale.defined()) {
+    require_dtype("cross_entropy_backward", {"scale", saved.scale}, DType::float32);
+    require_shape("cross_entropy_backward", {"scale", saved.scale}, {1});
+  }
   require_floating("cross_entropy_backward", {{"dlogits", dlogits}});
   require_rows("cross_entropy_backward", {{"dlogits", dlogits}});
   require_shape("cross_entropy_backward", {"dlogits", dlogits}, logits.shape);
@@ -40,7 +46,7 @@ void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& s
                                                              {"loss", saved.loss},
                                                              {"lse", saved.lse},
                                                              {"dlogits", dlogits}});
-  if (logits.numel() > 0) table.cross_entropy_backward(logits, saved, scale, dlogits, stream);
+  if (logits.numel() > 0) table.cross_entropy_backward(logits, saved, dlogits, stream);
 }
 
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream stream) {
@@ -75,14 +81,30 @@ void check_state(const AdamWState& state) {
 
 }  // namespace
 
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream stream) {
-  check(options.step >= 1, "[adamw] step ({}) counts from 1", options.step);
+std::array<float, 3> adamw_schedule(const AdamWOptions& options, float learning_rate,
+                                    std::int64_t step) {
+  check(step >= 1, "[adamw_schedule] step ({}) counts from 1", step);
+  const auto correction = [&](float beta) {
+    return static_cast<float>(1.0 / (1.0 - std::pow(double{beta}, static_cast<double>(step))));
+  };
+  return {learning_rate, correction(options.beta1), correction(options.beta2)};
+}
+
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream stream) {
   check(options.beta1 >= 0.0f && options.beta1 < 1.0f && options.beta2 >= 0.0f &&
             options.beta2 < 1.0f,
         "[adamw] beta1 ({}) and beta2 ({}) must be in [0, 1)", options.beta1, options.beta2);
-  if (options.max_gradient_norm > 0.0f) {
-    require_dtype("adamw", {"gradient_norm", options.gradient_norm}, DType::float32);
-    require_shape("adamw", {"gradient_norm", options.gradient_norm}, {1});
+  const Named schedule{"schedule", step.schedule};
+  const Named gradient_norm{"gradient_norm", step.gradient_norm};
+  require_dtype("adamw", schedule, DType::float32);
+  require_shape("adamw", schedule, {3});
+  require_contiguous("adamw", schedule);
+  check(step.gradient_norm.defined() || options.max_gradient_norm == 0.0f,
+        "[adamw] max_gradient_norm ({}) needs gradient_norm", options.max_gradient_norm);
+  if (step.gradient_norm.defined()) {
+    require_dtype("adamw", gradient_norm, DType::float32);
+    require_shape("adamw", gradient_norm, {1});
   }
   const OpsTable* table = nullptr;
   for (const AdamWState& state : states) {
@@ -93,9 +115,10 @@ void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stre
                                {"moment1", state.moment1},
                                {"moment2", state.moment2},
                                {"master", state.master},
-                               {"gradient_norm", options.gradient_norm}});
+                               schedule,
+                               gradient_norm});
   }
-  if (table != nullptr) table->adamw(states, options, stream);
+  if (table != nullptr) table->adamw(states, step, options, stream);
 }
 
 }  // namespace flashmha::ops

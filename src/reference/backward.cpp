@@ -3,8 +3,9 @@
 //
 //   ds_ij = p_ij (z_ij dout_i . v_j - D_i + dlse_i)      dx_ij = ds_ij (1 - tanh^2(x_ij / softcap))
 //   dq_i  = softmax_scale sum_j dx_ij k_j                dk_j  = softmax_scale sum_i dx_ij q_i
-//   dv_j  = sum_i p_ij z_ij dout_i                       dbias = sum of the ds_ij that read the
-//   element dsink = sum_i exp(sink - lse_i) (dlse_i - D_i)
+//   dv_j  = sum_i p_ij z_ij dout_i
+//   dsink = sum_i exp(sink - lse_i) (dlse_i - D_i)
+//   dbias = sum of the ds_ij that read the element
 //
 // (Dao 2022, "FlashAttention", appendix B.2, with dropout, lse, bias and sink added.) lse and out
 // are the caller's, so that partial results of a longer sequence can be differentiated too.

@@ -27,4 +27,7 @@ struct Oniguruma {
 // Throws unsupported where the library is not installed.
 const Oniguruma& oniguruma();
 
+// The functions of a shared library of that name.
+Oniguruma load_oniguruma(const char* library);
+
 }  // namespace flashmha::text

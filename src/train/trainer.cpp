@@ -65,6 +65,7 @@ Trainer::Trainer(model::CausalLM& model, const PackedDataset& training,
       evaluation_(evaluation),
       options_(resolved(std::move(options))),
       callbacks_(std::move(callbacks)),
+      gradients_(model),
       optimizer_(model, options_.optimizer) {
   check_vocabulary(model, &training);
   check_vocabulary(model, evaluation);
@@ -162,12 +163,12 @@ std::string Trainer::make_step(StepRecord& record) {
     const Batch batch = training_.batch(parts[part]);
     model::ModelInputs inputs = batch.inputs();
     inputs.training = true;
+    inputs.recompute = options_.recompute;
     inputs.dropout_seed = options_.seed;
     inputs.dropout_offset =
         static_cast<std::uint64_t>(step_ * options_.accumulate) + static_cast<std::uint64_t>(part);
     const double share = static_cast<double>(batch.num_targets) / static_cast<double>(num_targets);
-    loss +=
-        share * compute_gradients(model_, inputs, batch.targets, static_cast<float>(share)).mean;
+    loss += share * gradients_(inputs, batch.targets, static_cast<float>(share)).mean;
   }
   if (!std::isfinite(loss)) {
     return describe_anomaly(record.step, fmt::format("the loss is {}, so it was not made", loss));

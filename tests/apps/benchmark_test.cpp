@@ -167,6 +167,20 @@ TEST_F(A12, sanity_check_of_the_default_model_passes) {
   }
 }
 
+// Without any slack, 16 bits are worse than float32 by more than rounding.
+TEST_F(A12, sanity_check_exits_with_1_on_a_mismatch) {
+  const Outcome outcome = flashmha("sanity-check --seq-length 8 --new-tokens 1 --slack 0 --json " +
+                                   path("report.json"));
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  const Json report = Json::parse(read_text(path("report.json")));
+  EXPECT_GT(report.at("num_failed").get<int>(), 0);
+  for (const Json& check : report.at("checks")) {
+    const std::string verdict = check.at("passed").get<bool>() ? "  PASS  " : "  FAIL  ";
+    EXPECT_NE(outcome.output.find(verdict + check.at("name").get<std::string>()), std::string::npos)
+        << check;
+  }
+}
+
 TEST(Measure, SpreadIsMedianAndExtremes) {
   const Spread odd = spread_of({3.0, 1.0, 9.0});
   EXPECT_EQ(odd.median, 3.0);

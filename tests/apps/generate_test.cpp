@@ -1,7 +1,9 @@
 // flashmha generate and the example, from outside, with a small model of bytes.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "flashmha/checkpoint.h"
 #include "flashmha/text_generation.h"
@@ -32,7 +34,6 @@ std::unique_ptr<model::CausalLM> byte_model() {
 class Generate : public Scratch {
  protected:
   void SetUp() override {
-    Scratch::SetUp();
     model_ = byte_model();
     save_pretrained(*model_, path("model"));
   }
@@ -79,6 +80,36 @@ TEST_F(Generate, reads_a_file_or_standard_input) {
   const std::string text = expected({"From a file"}, options)[0].text;
   EXPECT_EQ(run("--max-new-tokens 12 --prompt-file " + path("prompt")).output, text + "\n");
   EXPECT_EQ(run("--max-new-tokens 12", path("prompt")).output, text + "\n");
+}
+
+// One character that the text has, and the text before it.
+TEST_F(Generate, ends_before_a_stop_string) {
+  const TextGenerationOptions options{.generation = {.max_new_tokens = 60}};
+  const std::string text = expected({"Hello"}, options)[0].text;
+  const std::size_t at =
+      text.find_first_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", 5);
+  ASSERT_NE(at, std::string::npos) << text;
+  const std::string stop(1, text[at]);
+  const std::string before = text.substr(0, text.find(stop));
+  const std::string flags =
+      "--prompt Hello --max-new-tokens 60 --stop 'never there' --stop " + stop;
+  const Outcome outcome = run(flags + " --json " + path("report.json"));
+  EXPECT_EQ(outcome.exit_code, 0) << errors();
+  EXPECT_EQ(outcome.output, before + "\n");
+  const auto report = nlohmann::json::parse(read_text(path("report.json")));
+  EXPECT_EQ(report.at("results").at(0).at("finish_reason"), "stop_string");
+  EXPECT_EQ(run(flags + " --no-stream").output, before + "\n");
+}
+
+// The first character arrives while the program still makes the others: at most three bytes each,
+// fewer than an output buffer holds, and without a cache they take it long.
+TEST_F(Generate, streams_the_text_as_it_comes) {
+  Process generating("exec " FLASHMHA_PROGRAM " generate --model " + path("model") +
+                     " --prompt Hello --max-new-tokens 1000 --cache none --ignore-eos 2> " +
+                     path("errors"));
+  EXPECT_NE(generating.next_character(), EOF) << errors();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));  // would it end with that?
+  EXPECT_TRUE(generating.is_running());
 }
 
 TEST_F(Generate, batches_write_one_after_another_and_as_json) {

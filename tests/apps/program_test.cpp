@@ -26,8 +26,9 @@ TEST(Program, tells_its_version) {
 TEST(Program, helps_with_an_example_for_every_subcommand) {
   const Outcome all = flashmha("--help");
   EXPECT_EQ(all.exit_code, 0);
-  for (const std::string name : {"benchmark", "generate", "info", "sanity-check"}) {
-    EXPECT_TRUE(contains(all.output, name)) << all.output;
+  for (const std::string name :
+       {"benchmark", "benchmark attention", "generate", "info", "sanity-check", "train"}) {
+    EXPECT_TRUE(contains(all.output, "\n  " + name.substr(0, name.find(' ')))) << all.output;
     const Outcome one = flashmha(name + " --help");
     EXPECT_EQ(one.exit_code, 0);
     EXPECT_TRUE(contains(one.output, "Example: flashmha " + name)) << one.output;
@@ -127,6 +128,31 @@ TEST_F(ReadmeCheck, lets_dots_stand_for_lines) {
   const Outcome outcome =
       check("<!-- output of: flashmha info --help -->\n```\n...\nOptions:\n...\n```\n");
   EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+}
+
+// The checker of the C++ that documents show.
+class SnippetCheck : public Scratch {
+ protected:
+  Outcome check(const std::string& text) {
+    std::ofstream(path("doc.md")) << text;
+    return shell(FLASHMHA_CHECK_SNIPPETS " " + path("doc.md"));
+  }
+};
+
+TEST_F(SnippetCheck, compiles_blocks_with_and_without_includes) {
+  const Outcome outcome = check(
+      "```cpp\n#include \"flashmha/tensor.h\"\nusing namespace flashmha;\n"
+      "const Tensor x = Tensor::zeros({2}, DType::float32);\n```\n"
+      "```cpp\nstd::cout << kVersion;\n```\n```\nno C++\n```\n");
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_TRUE(contains(outcome.output, "2 blocks compile")) << outcome.output;
+}
+
+TEST_F(SnippetCheck, finds_what_does_not_compile_and_where) {
+  const Outcome outcome = check("# Title\n\n```cpp\nint one = 1;\nTensr x;\n```\n");
+  EXPECT_NE(outcome.exit_code, 0);
+  EXPECT_TRUE(contains(outcome.output, "doc.md:5:")) << outcome.output;
+  EXPECT_NE(check("no C++ at all\n").exit_code, 0);
 }
 
 }  // namespace

@@ -1,10 +1,7 @@
 #include "tests/attention/instance.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -13,14 +10,6 @@ namespace flashmha::tests {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-std::uint64_t decide_seed() {
-  const char* text = std::getenv("FLASHMHA_TEST_SEED");
-  const std::uint64_t seed =
-      text != nullptr ? std::strtoull(text, nullptr, 10) : std::random_device{}();
-  fmt::print("FLASHMHA_TEST_SEED={}\n", seed);
-  return seed;
-}
 
 // Lengths of the sequences of a batch.
 std::vector<std::int64_t> draw_lengths(Memory& memory, Lengths lengths, std::int64_t batch,
@@ -284,11 +273,6 @@ class Builder {
 };
 
 }  // namespace
-
-std::uint64_t test_seed() {
-  static const std::uint64_t seed = decide_seed();
-  return seed;
-}
 
 std::int64_t Memory::uniform(std::int64_t low, std::int64_t high) {
   return std::uniform_int_distribution<std::int64_t>(low, high)(random_);

@@ -7,11 +7,11 @@
 
 #include "flashmha/plan.h"
 #include "tests/cases.h"
+#include "tests/seed.h"
 
 namespace flashmha::tests {
 
-// The seed of a test: FLASHMHA_TEST_SEED if set, else fresh. Printed once per program.
-std::uint64_t test_seed();
+using test::test_seed;
 
 // Owns the memory of one call. Windows of larger blocks have NaN borders.
 class Memory {

@@ -25,7 +25,9 @@ TEST(B6, rules_of_sequences) {
       ragged_spec(), "flash_attn_varlen_func",
       {{"falls", set({0, 7, 5, 21}), {"cu_seqlens_k must never fall", "has 7 then 5"}},
        {"does not start at 0", set({1, 7, 14, 21}), {"cu_seqlens_k must start with 0", "got 1"}},
-       {"beyond the tensor", set({0, 7, 15, 22}), {}},
+       {"longer than max_seqlen",
+        set({0, 7, 15, 22}),
+        {"max_seqlen_k (7) must be at least every length", "sequence 1 has 8"}},
        {"beyond the tensor",
         [](auto& c, auto& m) {
           c.sequences.max_seqlen_k = 100;
@@ -220,7 +222,13 @@ TEST(B4, rules_of_caches) {
         {"cache.v must have the sizes of cache.k"}},
        {"cache and cu_seqlens",
         [](auto& c, auto& m) { c.sequences.cu_seqlens_q = m.indices({0}, {1}); },
-        {}}});
+        {"a cache and cu_seqlens exclude each other", "float32 [4,20,2,16]"}},
+       {"rows of the cache share memory",
+        [](auto& c, auto&) { c.cache.k = c.cache.k.slice(0, 0, 1).broadcast_to(c.cache.k.shape); },
+        {"cache.k must not overlap itself", "with strides [0,32,16,1]"}},
+       {"slots of the cache share memory",
+        [](auto& c, auto&) { c.cache.v = c.cache.v.slice(1, 0, 1).broadcast_to(c.cache.v.shape); },
+        {"cache.v must not overlap itself", "with strides [640,0,16,1]"}}});
   spec.layout = Layout::cache_paged;
   spec.batch_idx = false;
   expect_refusals(spec, "flash_attn_with_kvcache",
@@ -232,6 +240,14 @@ TEST(B4, rules_of_caches) {
                    {"page out of range",
                     [](auto& c, auto&) { c.cache.block_table.template as<std::int32_t>()[0] = 77; },
                     {"block_table[0, 0] = 77"}}});
+  // Nothing is written: one prefix may serve all rows.
+  spec.layout = Layout::cache;
+  spec.seqlen_new = 0;
+  Instance instance(spec, test_seed());
+  KVCacheView& cache = instance.call.cache;
+  cache.k = cache.k.slice(0, 0, 1).broadcast_to(cache.k.shape);
+  cache.v = cache.v.slice(0, 0, 1).broadcast_to(cache.v.shape);
+  EXPECT_NO_THROW(make_problem(instance.call));
 }
 
 }  // namespace

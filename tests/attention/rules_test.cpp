@@ -109,8 +109,30 @@ TEST(C5, rules_of_tensors) {
           c.k.shape = {kHuge, 7, 2, 16};
           c.v.shape = c.k.shape;
         },
-        {}},
-       {"negative size", [](auto& c, auto&) { c.q.shape[1] = -5; }, {"-5"}}});
+        {"batch times seqlen must be below 2^63", "[4611686018427387904,5,6,16]"}},
+       {"negative size", [](auto& c, auto&) { c.q.shape[1] = -5; }, {"-5"}},
+       {"out is broadcast",
+        [](auto& c, auto&) { c.out = c.out.slice(1, 0, 1).broadcast_to(c.out.shape); },
+        {"out must not overlap itself", "[2,5,6,16] on cpu with strides [480,0,16,1]"}},
+       {"rows of out overlap",
+        [](auto& c, auto&) { c.out.strides[2] = 15; },
+        {"out must not overlap itself", "[480,96,15,1]"}},
+       {"lse is broadcast",
+        [](auto& c, auto&) { c.lse = c.lse.slice(0, 0, 1).broadcast_to(c.lse.shape); },
+        {"lse must not overlap itself", "[2,6,5] on cpu with strides [0,5,1]"}}});
+}
+
+// Any order of dimensions and any gaps are fine, and inputs may repeat themselves.
+TEST(B3, results_may_have_any_strides_that_do_not_overlap) {
+  Instance instance(dense_spec(), test_seed());
+  AttentionCall call = instance.call;
+  call.out = instance.outputs.poisoned({6, 2, 5, 16}, DType::float32, true).transpose(0, 2);
+  call.out = call.out.transpose(0, 1);
+  call.lse = instance.outputs.poisoned({6, 2, 5}, DType::float32, true).transpose(0, 1);
+  call.k = call.k.slice(0, 0, 1).broadcast_to(call.k.shape);
+  call.v = call.v.slice(2, 0, 1).broadcast_to(call.v.shape);
+  EXPECT_NO_THROW(run(call));
+  EXPECT_TRUE(instance.outputs.borders_intact());
 }
 
 TEST(C5, rules_of_options) {
@@ -213,6 +235,47 @@ TEST(C6, rules_of_gradients) {
   expect_backward_refusal(spec, [](auto& c) { c.dsinks = with_shape(c.dsinks, {3}); },
                           {"dsinks must be", "[6]", "[3]"});
   expect_backward_refusal(spec, [](auto& c) { c.lse = c.lse.select(0, 0); }, {"lse must be"});
+  expect_backward_refusal(spec, [](auto& c) { c.cache.k = c.k, c.cache.v = c.v; },
+                          {"attention to a cache has no backward", "dout", "cache.k float32"});
+  expect_backward_refusal(spec, [](auto& c) { c.dbias.strides[1] = 0; },
+                          {"dbias must be contiguous", "[6,0,1,1]"});
+}
+
+TEST(C6, gradients_must_not_overlap_themselves) {
+  const Case spec = dense_spec();
+  const auto overlaps = [&](TensorView AttentionCall::*gradient, const char* name) {
+    for (const int dim : {0, 1, 2}) {
+      expect_backward_refusal(
+          spec,
+          [&](auto& c) {
+            c.*gradient = (c.*gradient).slice(dim, 0, 1).broadcast_to((c.*gradient).shape);
+          },
+          {"[flash_attn_backward]", name, "must not overlap itself", "with strides"});
+    }
+  };
+  overlaps(&AttentionCall::dq, "dq");
+  overlaps(&AttentionCall::dk, "dk");
+  overlaps(&AttentionCall::dv, "dv");
+  // What is read may.
+  Instance instance(spec, test_seed());
+  AttentionCall call = instance.backward_call(instance.call.out, instance.call.lse);
+  call.dout = call.dout.slice(1, 0, 1).broadcast_to(call.dout.shape);
+  call.out = call.out.slice(0, 0, 1).broadcast_to(call.out.shape);
+  EXPECT_NO_THROW(make_problem(call));
+}
+
+TEST(C6, paged_keys_have_no_backward) {
+  Case spec = dense_spec();
+  spec.layout = Layout::ragged_paged;
+  spec.page_size = 4;
+  const Instance instance(spec, test_seed());
+  AttentionCall call = instance.call;
+  call.dout = call.out;
+  call.dq = call.q, call.dk = call.k, call.dv = call.v;
+  const std::string message = message_of([&] { make_problem(call); });
+  EXPECT_NE(message.find("paged keys have no backward; got block_table int32 [2,2]"),
+            std::string::npos)
+      << message;
 }
 
 // The public functions check what they allocate from before they allocate.

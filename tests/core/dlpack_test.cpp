@@ -76,7 +76,17 @@ TEST(DLPack, UnknownTensorsAreRefusedAndStayWithTheCaller) {
   foreign.managed.dl_tensor.device = {kDLMetal, 0};
   test::expect_error(ErrorCode::invalid_argument, {"[from_dlpack]", "got 8"},
                      [&] { from_dlpack(&foreign.managed); });
+  foreign.managed.dl_tensor.device = {kDLCPU, 0};
+  foreign.managed.dl_tensor.ndim = 0;
+  test::expect_error([&] { from_dlpack(&foreign.managed); },
+                     {"[from_dlpack] needs at least one dimension; got 0"});
   EXPECT_EQ(foreign.releases, 0);
+}
+
+TEST(DLPack, NoTensorIsRefused) {
+  test::expect_error([] { from_dlpack(nullptr); },
+                     {"[from_dlpack] needs a tensor; got a null pointer"});
+  test::expect_error([] { to_dlpack(Tensor()); }, {"[to_dlpack] needs a tensor; got none"});
 }
 
 }  // namespace

@@ -6,11 +6,13 @@
 #include <mutex>
 #include <set>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "flashmha/device.h"
 #include "tests/core/expect_error.h"
+#include "tests/environment.h"
 
 namespace flashmha {
 namespace {
@@ -112,6 +114,24 @@ TEST(Parallel, ThreadCountIsCheckedAndRestored) {
   EXPECT_GE(num_threads(), 1);
   test::expect_error(ErrorCode::invalid_argument, {"[set_num_threads]", "-1"},
                      [] { set_num_threads(-1); });
+}
+
+TEST(Parallel, TheEnvironmentNamesTheDefault) {
+  const test::EnvironmentVariable variable("FLASHMHA_NUM_THREADS", "3");
+  set_num_threads(0);
+  EXPECT_EQ(num_threads(), 3);
+  set_num_threads(2);
+  EXPECT_EQ(num_threads(), 2) << "a call counts more";
+  for (const char* wrong : {"", "0", "-2", "x", "3x", " 3", "2.5", "99999999999"}) {
+    variable.set(wrong);
+    set_num_threads(0);
+    test::expect_error([] { num_threads(); },
+                       {"[num_threads] FLASHMHA_NUM_THREADS must be a number from 1 on; got '" +
+                        std::string(wrong) + "'"});
+  }
+  variable.set("4");
+  EXPECT_EQ(num_threads(), 4) << "a wrong number is not remembered";
+  set_num_threads(0);
 }
 
 }  // namespace

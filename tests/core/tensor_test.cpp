@@ -55,6 +55,26 @@ TEST(Tensor, SliceSelectTransposeAddressTheSameMemory) {
   EXPECT_EQ(at(copied, {1, 2, 0}), at(tensor, {0, 2, 1}));
 }
 
+TEST(Tensor, ViewsOutsideOfTheTensorAreRefused) {
+  const Tensor tensor = counting({2, 3, 4});
+  const TensorView& view = tensor.view();
+  EXPECT_EQ(view.size(-3), 2);
+  expect_error([&] { (void)view.size(3); },
+               {"[TensorView::size] dimension 3 is outside of rank 3", "[2,3,4]"});
+  expect_error([&] { (void)view.stride(-4); },
+               {"[TensorView::stride] dimension -4 is outside of rank 3", "[2,3,4]"});
+  expect_error([&] { (void)view.transpose(0, 5); },
+               {"[TensorView::transpose] dimension 5 is outside of rank 3"});
+  expect_error([&] { (void)view.select(1, 3); },
+               {"[TensorView::select] index 3 is outside of dimension 1 of", "[2,3,4]"});
+  expect_error([&] { (void)view.select(0, -1); },
+               {"[TensorView::select] index -1 is outside of dimension 0"});
+  expect_error([&] { (void)view.slice(2, 1, 5); },
+               {"[TensorView::slice] range [1, 5) does not fit dimension 2 of", "[2,3,4]"});
+  const TensorView row = view.select(0, 0).select(0, 0);
+  expect_error([&] { (void)row.select(0, 0); }, {"[TensorView::select] needs rank 2", "[4]"});
+}
+
 TEST(Tensor, ReshapeInfersOneSize) {
   const Tensor tensor = counting({2, 3, 4});
   EXPECT_EQ(tensor.view().reshape({6, -1}).shape, (Shape{6, 4}));
@@ -87,6 +107,8 @@ TEST(Tensor, CastConvertsBetweenAllFloatingTypes) {
   }
   expect_error(ErrorCode::invalid_argument, {"[copy]", "float32", "int32"},
                [&] { cast(source, DType::int32); });
+  expect_error([] { cast(TensorView{}, DType::float32); }, {"[cast] needs a tensor; got none"});
+  expect_error([] { clone(TensorView{}); }, {"[cast] needs a tensor; got none"});
 }
 
 TEST(Tensor, FillReachesEveryElementOfAStridedView) {

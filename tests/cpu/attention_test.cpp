@@ -1,6 +1,7 @@
 // What the CPU kernels promise beyond being right (tests/test_flash_attention.cpp covers that):
 // bits that depend neither on threads nor on the rest of the batch, any workspace that holds a
-// worker, every tier, and NaN that stays with the rows that see it.
+// worker, and NaN that stays with the rows that see it. CTest runs both with every tier of
+// instructions.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -162,6 +163,33 @@ TEST(cpu_attention, runs_in_the_workspace_of_one_thread) {
   launch("cpu_forward", tight.forward(), forward_bytes);
   launch("cpu_backward", tight.backward(), backward_bytes);
   expect_same_bits(full, tight);
+}
+
+// More heads than are packed at a time (forward.cpp, kWaveBytes): every wave gives its sequences
+// what they get alone.
+TEST(cpu_attention, waves_of_heads_do_not_know_each_other) {
+  constexpr std::int64_t kBatch = 250;
+  const std::uint64_t seed = std::random_device{}();
+  const Dense batch(kBatch, 9, 300, DType::float32, seed);  // 18 rows a key head are not streamed
+  const auto workspace_of = [&](std::int64_t sequences) {
+    AttentionCall call = batch.forward();
+    for (TensorView* tensor : {&call.q, &call.k, &call.v, &call.out, &call.lse})
+      *tensor = tensor->slice(0, 0, sequences);
+    return entry("cpu_forward").workspace_bytes(make_problem(call));
+  };
+  // With all heads packed at once, the second half would take half of this more.
+  const std::size_t all_panels = kBatch * 2 * 300 * (72 + 72) * 4;
+  EXPECT_LT(workspace_of(kBatch) - workspace_of(kBatch / 2), all_panels / 4);
+  launch("cpu_forward", batch.forward());
+  for (const std::int64_t b : {0, 1, 77, 124, 125, 200, 248, 249}) {
+    const Dense alone(1, 9, 300, DType::float32, seed);
+    copy(batch.q.view().slice(0, b, b + 1), alone.q);
+    copy(batch.k.view().slice(0, b, b + 1), alone.k);
+    copy(batch.v.view().slice(0, b, b + 1), alone.v);
+    launch("cpu_forward", alone.forward());
+    EXPECT_TRUE(tests::same_bits(alone.out, batch.out.view().slice(0, b, b + 1))) << b;
+    EXPECT_TRUE(tests::same_bits(alone.lse, batch.lse.view().slice(0, b, b + 1))) << b;
+  }
 }
 
 // Workspace grows with the sequence, not with its square.

@@ -132,8 +132,8 @@ class Gemm : public testing::TestWithParam<const TierFunctions*> {
     }
     cpu::gemm(p, table());
 
-    std::vector<uint32_t> rest =
-        c.memory;  // becomes what was there before, if all else is untouched
+    // Becomes what was there before, if all else is untouched.
+    std::vector<uint32_t> rest = c.memory;
     for (int64_t outer = 0; outer < t.batch[0]; ++outer) {
       for (int64_t inner = 0; inner < t.batch[1]; ++inner) {
         for (int64_t i = 0; i < t.m; ++i) {

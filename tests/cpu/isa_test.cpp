@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 
 #include "flashmha/error.h"
 
@@ -37,6 +38,12 @@ TEST(Isa, a_tier_can_be_named) {
     if (!tier.supported()) continue;
     EXPECT_EQ(&cpu::select_kernels(tier.table->name), tier.table);
   }
+}
+
+// CTest runs this once for each tier (flashmha_test_on_tiers).
+TEST(Isa, the_environment_names_a_tier) {
+  const char* named = std::getenv("FLASHMHA_CPU_ISA");
+  EXPECT_STREQ(cpu::kernels().name, named ? named : cpu::select_kernels(nullptr).name);
 }
 
 TEST(Isa, unknown_or_unsupported_names_are_refused_with_the_list) {

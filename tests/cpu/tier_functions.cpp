@@ -42,18 +42,19 @@ static float sum_of(const float* lanes) {
 static float highest_of(const float* lanes) {
   return highest(load(lanes));
 }
-static int64_t panels_size_of(int64_t num_rows, int64_t num_columns) {
-  return panels_size(num_rows, num_columns);
-}
 
 template <class T>
 static void pack_all(bool is_transposed, const void* in, int64_t in_stride, int64_t num_rows,
                      int64_t num_columns, float* panels) {
   const T* from = static_cast<const T*>(in);
-  if (is_transposed) {
-    pack_panels_transposed(from, in_stride, num_rows, num_columns, panels);
-  } else {
-    pack_panels(from, in_stride, num_rows, num_columns, panels);
+  for (int64_t j = 0; j < num_columns; j += kTileColumns) {
+    const int64_t columns = smaller(kTileColumns, num_columns - j);
+    float* panel = panels + j * num_rows;
+    if (is_transposed) {
+      pack_panel_transposed(from + j * in_stride, in_stride, num_rows, columns, panel);
+    } else {
+      pack_panel(from + j, in_stride, num_rows, columns, panel);
+    }
   }
 }
 
@@ -88,7 +89,6 @@ constexpr tests::TierFunctions kFunctions = {
     .log = map<log>,
     .sum = sum_of,
     .highest = highest_of,
-    .panels_size = panels_size_of,
     .pack = {pack_all<float>, pack_all<Bf16>, pack_all<Fp16>},
     .widen_rows = {widen_all_rows<float>, widen_all_rows<Bf16>, widen_all_rows<Fp16>},
     .multiply = multiply_all,

@@ -24,7 +24,7 @@ struct TierFunctions {
   // sum and highest of one vector.
   float (*sum)(const float* lanes);
   float (*highest)(const float* lanes);
-  int64_t (*panels_size)(int64_t num_rows, int64_t num_columns);
+  // Every panel of a block: tests/cpu/microkernel_test.cpp.
   void (*pack[3])(bool transposed, const void* in, int64_t in_stride, int64_t num_rows,
                   int64_t num_columns, float* panels);
   void (*widen_rows[3])(const void* in, int64_t in_stride, int64_t num_rows, int64_t num_columns,

@@ -1,5 +1,7 @@
 // Models on a GPU against the same models on the CPU.
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 
 #include "core/located.h"
@@ -9,6 +11,7 @@
 #include "flashmha/sanity.h"
 #include "flashmha/training.h"
 #include "tests/attention/instance.h"
+#include "tests/compare.h"
 #include "tests/cuda/gpu.h"
 
 namespace flashmha::tests {
@@ -51,11 +54,11 @@ std::vector<double> losses_of_training(const ModelConfig& config, std::uint64_t 
   CausalLM model(config);
   model.init_weights(seed);
   model::AdamW optimizer(model, {.learning_rate = 3e-3f});
+  model::TrainingStep train(model, optimizer);
   std::vector<double> losses;
   for (std::uint64_t step = 0; step < 100; ++step) {
     const Tensor ids = sentences(4, 32, seed + step);
-    losses.push_back(
-        training_step(model, optimizer, {.input_ids = ids, .packed = packed}, ids).mean);
+    losses.push_back(train({.input_ids = ids, .packed = packed}, ids).mean);
   }
   return losses;
 }
@@ -84,6 +87,98 @@ TEST_F(DeviceModel, HundredStepsOfTrainingOnPackedSequences) {
                          .max_seqlen = 63};
   expect_same_losses(tiny(DType::float32, AttentionKind::plain, {}), 2e-3, &packed);
   expect_same_losses(tiny(DType::bfloat16, AttentionKind::flash, {}), 0.05, &packed);
+}
+
+// A recorded step computes what the step computes, to the bit where those repeat.
+TEST_F(DeviceModel, RecordedStepsGiveTheBitsOfOthers) {
+  setenv("FLASHMHA_DETERMINISTIC", "1", 1);
+  for (const bool packs : {false, true}) {
+    const ModelConfig config = tiny(DType::bfloat16, AttentionKind::flash, kGpu);
+    CausalLM recorded(config);
+    CausalLM direct(config);
+    recorded.init_weights(5);
+    direct.init_weights(5);
+    model::AdamW recorded_optimizer(recorded);
+    model::AdamW direct_optimizer(direct);
+    model::GradientPass pass(recorded);
+    for (std::uint64_t step = 0; step < 8; ++step) {
+      // The number of sequences changes, once beyond what was recorded.
+      const std::int32_t count = step == 6 ? 70 : 2 + static_cast<std::int32_t>(step % 3);
+      std::vector<std::int32_t> starts;
+      for (std::int32_t i = 0; i <= count; ++i)
+        starts.push_back(128 * i / count);
+      PackedSequences packed{
+          .cu_seqlens = Tensor::from(std::span<const std::int32_t>(starts), {std::ssize(starts)}),
+          .max_seqlen = 128};
+      const Tensor ids = sentences(4, 32, step);
+      const model::ModelInputs inputs{.input_ids = ids, .packed = packs ? &packed : nullptr};
+      const Tensor targets = model::shift_labels(ids, inputs.packed);
+      const float scale = 0.5f + 0.1f * static_cast<float>(step);
+      const model::Loss expected = compute_gradients(direct, inputs, targets, scale);
+      const model::Loss loss = pass(inputs, targets, scale);
+      EXPECT_EQ(loss.mean, expected.mean) << step;
+      EXPECT_EQ(loss.num_tokens, expected.num_tokens);
+      recorded_optimizer.set_learning_rate(1e-3f * static_cast<float>(step));
+      direct_optimizer.set_learning_rate(1e-3f * static_cast<float>(step));
+      EXPECT_EQ(recorded_optimizer.step(), direct_optimizer.step()) << step;
+    }
+  }
+  unsetenv("FLASHMHA_DETERMINISTIC");
+}
+
+TEST_F(DeviceModel, AGradientThatIsNotFiniteChangesNothing) {
+  CausalLM model(tiny(DType::bfloat16, AttentionKind::flash, kGpu));
+  model.init_weights(5);
+  model::AdamW optimizer(model);
+  model::TrainingStep train(model, optimizer);
+  const Tensor ids = sentences(2, 16, 1);
+  for (int step = 0; step < 3; ++step)
+    train({.input_ids = ids}, ids);
+  nn::Parameter* first = nullptr;
+  model.visit([&](const std::string&, nn::Parameter& parameter) {
+    if (!first) first = &parameter;
+  });
+  const Tensor before = to_device(first->value, {});
+  fill(first->gradient.view().slice(0, 3, 4), INFINITY);
+  EXPECT_FALSE(std::isfinite(optimizer.step()));
+  EXPECT_EQ(optimizer.num_steps(), 3);
+  EXPECT_TRUE(same_bits(to_device(first->value, {}), before));
+  EXPECT_FALSE(std::isfinite(to_device(first->gradient, {}).as<float>()[3 * 64]));
+  model.zero_gradients();
+  EXPECT_TRUE(std::isfinite(train({.input_ids = ids}, ids).mean));
+  EXPECT_EQ(optimizer.num_steps(), 4);
+}
+
+// Steps by a graph (dynamic, static) and without (paged): the same tokens, also when rows end
+// early, caches grow and prompts are padded.
+TEST_F(DeviceModel, DecodesTheSameTokensByAGraph) {
+  for (const std::int64_t window : {0, 9}) {
+    ModelConfig config = tiny(DType::bfloat16, AttentionKind::flash, kGpu);
+    config.attention.sliding_window = window;
+    CausalLM model(config);
+    model.init_weights(3);
+    const std::vector<std::vector<std::int64_t>> prompts = {{1, 2, 3, 4, 5}, {6, 7}, {8}};
+    std::vector<model::GenerationOptions> all(3, {.max_new_tokens = 90});
+    all[1].stop_token_ids = {11, 12, 13, 14, 15, 16, 17, 18};
+    all[2].sampling = {.temperature = 0.8, .top_p = 0.9, .repetition_penalty = 1.1, .seed = 5};
+    all[2].num_return_sequences = 2;
+    for (model::GenerationOptions& options : all) {
+      options.cache = model::CacheKind::paged_cache;
+      const auto expected = generate(model, prompts, options);
+      for (const auto kind : {model::CacheKind::dynamic_cache, model::CacheKind::static_cache}) {
+        options.cache = kind;
+        const auto results = generate(model, prompts, options);
+        ASSERT_EQ(results.size(), expected.size());
+        for (std::size_t i = 0; i < results.size(); ++i) {
+          // Roundings differ a little: a near tie may be decided differently, late.
+          const auto& tokens = results[i].tokens;
+          const std::size_t same = static_cast<std::size_t>(
+              std::ranges::mismatch(tokens, expected[i].tokens).in1 - tokens.begin());
+          EXPECT_GE(same, std::min<std::size_t>(tokens.size(), 12)) << i << " window " << window;
+        }
+      }
+    }
+  }
 }
 
 TEST_F(DeviceModel, SanityCheck) {

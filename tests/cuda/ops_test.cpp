@@ -231,12 +231,57 @@ TEST_F(DeviceOps, CrossEntropy) {
     twins.output({2}, DType::float32, true);
     twins.output({rows}, DType::float32, true);
     twins.output({rows, vocabulary});
+    twins.values(Tensor::from<float>({0.5f}, {1}));
     twins.expect_equal([](const Views& v) {
       ops::cross_entropy(v[0], v[1], -100, v[2], v[3]);
-      const ops::CrossEntropySaved saved{.targets = v[1], .lse = v[3], .loss = v[2]};
-      ops::cross_entropy_backward(v[0], saved, 0.5f, v[4]);
-      ops::cross_entropy_backward(v[0], saved, 0.5f, v[0]);  // in place
+      ops::CrossEntropySaved saved{.targets = v[1], .lse = v[3], .loss = v[2]};
+      ops::cross_entropy_backward(v[0], saved, v[4]);
+      saved.scale = v[5];
+      ops::cross_entropy_backward(v[0], saved, v[0]);  // in place
     });
+  });
+}
+
+TEST_F(DeviceOps, RealTokensOfAPaddedBatch) {
+  for (const std::int64_t seqlen : {1, 31, 32, 255, 256, 257, 1000}) {
+    for (const DType dtype : {DType::boolean, DType::int32, DType::int64}) {
+      Twins twins(test_seed() + static_cast<std::uint64_t>(seqlen));
+      const std::int64_t batch = 1 + twins.pick(5);
+      const Tensor mask = Tensor::empty({batch, seqlen}, DType::int64);
+      const Tensor reserved = Tensor::empty({batch, seqlen}, DType::int64);
+      for (std::int64_t i = 0; i < mask.numel(); ++i) {
+        const std::int64_t kind = twins.pick(4);
+        mask.as<std::int64_t>()[i] = kind < 2;
+        reserved.as<std::int64_t>()[i] = kind == 2;
+      }
+      twins.values(cast(mask, dtype));
+      twins.values(cast(reserved, dtype));
+      const std::int64_t total = batch * seqlen;
+      for (const std::int64_t room : {total, total + 5, total / 3}) {
+        twins.output({room}, DType::int64, true);
+        twins.output({batch + 1}, DType::int32, true);
+        twins.output({batch}, DType::int32, true);
+      }
+      twins.expect_equal([](const Views& v) {
+        for (std::size_t i = 2; i < v.size(); i += 3) {
+          ops::unpad(v[0], v[1], v[i], v[i + 1], v[i + 2]);
+          ops::unpad(v[0], {}, v[i], v[i + 1]);
+          ops::unpad(v[0], v[1], v[i], v[i + 1], v[i + 2]);
+        }
+      });
+    }
+  }
+}
+
+TEST_F(DeviceOps, RowsOfNobody) {
+  Twins twins(test_seed());
+  twins.input({9, 40}, DType::bfloat16);
+  twins.values(Tensor::from<std::int64_t>({3, -1, 0, 8, -1}, {5}));
+  twins.output({5, 40}, DType::bfloat16, true);
+  twins.output({9, 40}, DType::bfloat16, true);
+  twins.expect_equal([](const Views& v) {
+    ops::gather_rows(v[0].slice(1, 0, 40), v[1], v[2]);
+    ops::scatter_rows(v[2], v[1], v[3]);
   });
 }
 
@@ -258,6 +303,7 @@ TEST_F(DeviceOps, AdamWOfManyTensors) {
       twins.values(cast(value, DType::float32));
     }
     twins.values(Tensor::zeros({1}, DType::float32));
+    twins.values(Tensor::zeros({3}, DType::float32));
     twins.expect_equal([&](const Views& v) {
       std::vector<ops::AdamWState> states;
       std::vector<TensorView> gradients;
@@ -270,9 +316,16 @@ TEST_F(DeviceOps, AdamWOfManyTensors) {
         gradients.push_back(v[5 * i + 1]);
       }
       for (std::int64_t step = 1; step <= 3; ++step) {
-        ops::gradient_norm(gradients, v[5 * kTensors]);
-        ops::adamw(states,
-                   {.step = step, .max_gradient_norm = 1.0f, .gradient_norm = v[5 * kTensors]});
+        const ops::AdamWOptions options{.max_gradient_norm = 1.0f};
+        const auto schedule = ops::adamw_schedule(options, 1e-3f, step);
+        const TensorView& norm = v[5 * kTensors];
+        const TensorView& device_schedule = v[5 * kTensors + 1];
+        ops::gradient_norm(gradients, norm);
+        copy(view_of(schedule.data(), {3}), device_schedule);
+        ASSERT_GT(max_abs(to_device(gradients.front(), {})), 0.0);
+        ops::adamw(states, {.schedule = device_schedule, .gradient_norm = norm}, options);
+        for (std::size_t i = 0; i < kTensors; ++i)
+          copy(v[5 * i], gradients[i]);  // zeros after the step
       }
     });
   }

@@ -1,23 +1,10 @@
 #include "tests/model/fixture.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
 
 #include "flashmha/random.h"
 
 namespace flashmha::test {
-
-std::uint64_t test_seed() {
-  static const std::uint64_t seed = [] {
-    const char* text = std::getenv("FLASHMHA_TEST_SEED");
-    const std::uint64_t value = text ? std::strtoull(text, nullptr, 10) : std::random_device{}();
-    std::printf("seed: FLASHMHA_TEST_SEED=%llu\n", static_cast<unsigned long long>(value));
-    return value;
-  }();
-  return seed;
-}
 
 model::ModelConfig tiny_config(model::AttentionKind kind) {
   model::ModelConfig config{.vocab_size = 50,

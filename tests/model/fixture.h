@@ -7,11 +7,9 @@
 #include <vector>
 
 #include "flashmha/model.h"
+#include "tests/seed.h"
 
 namespace flashmha::test {
-
-// FLASHMHA_TEST_SEED if set, else fresh. Printed once per program.
-std::uint64_t test_seed();
 
 // Two layers, hidden 32, 4 query heads on 2 key heads of 8, vocabulary 50.
 model::ModelConfig tiny_config(model::AttentionKind kind = model::AttentionKind::flash);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "flashmha/generation.h"
@@ -67,19 +68,39 @@ void sort_by_score(std::vector<Hypothesis>& list) {
   std::ranges::stable_sort(list, [](const auto& a, const auto& b) { return a.score > b.score; });
 }
 
+// Of the first `count` hypotheses, how little decides between one and the next. Two whose scores
+// are closer than float32 can tell may come in either order: such a search proves nothing.
+constexpr double kNoise = 1e-5;
+constexpr double kNever = -1e9;  // the score of what may not be chosen
+
+double smallest_gap(const std::vector<Hypothesis>& ranked, std::size_t count) {
+  double gap = std::numeric_limits<double>::infinity();
+  for (std::size_t i = 0; i < count && i + 1 < ranked.size(); ++i) {
+    if (ranked[i + 1].score > kNever / 2)
+      gap = std::min(gap, ranked[i].score - ranked[i + 1].score);
+  }
+  return gap;
+}
+
 double penalised(double score, std::size_t length, double length_penalty) {
   return score / std::pow(static_cast<double>(length), length_penalty);
 }
 
+struct Search {
+  std::vector<Hypothesis> finished;
+  double smallest_gap = std::numeric_limits<double>::infinity();
+};
+
 // As Transformers' _beam_search computes it for one prompt: lists of fixed size, in which -1e9
 // marks what may not be chosen. Its running list begins with copies of the prompt at -1e9.
-std::vector<Hypothesis> defined_search(Oracle& oracle, const GenerationOptions& options) {
-  constexpr double kNever = -1e9;
+Search defined_search(Oracle& oracle, const GenerationOptions& options) {
+  Search search;
+  std::vector<Hypothesis>& finished = search.finished;
   const auto num_beams = static_cast<std::size_t>(options.num_beams);
   const auto max_length = static_cast<std::size_t>(options.max_new_tokens);
   const std::size_t num_stops = options.stop_token_ids.size();
   const std::size_t to_keep = std::max<std::size_t>(2, 1 + num_stops) * num_beams;
-  std::vector<Hypothesis> running(num_beams, {.score = kNever}), finished;
+  std::vector<Hypothesis> running(num_beams, {.score = kNever});
   running[0].score = 0.0;
   finished.assign(num_beams, {.score = kNever, .valid = false});
   bool improvable = true;
@@ -93,6 +114,7 @@ std::vector<Hypothesis> defined_search(Oracle& oracle, const GenerationOptions& 
       }
     }
     sort_by_score(ranked);
+    search.smallest_gap = std::min(search.smallest_gap, smallest_gap(ranked, to_keep));
     ranked.resize(std::min(to_keep, ranked.size()));
     const bool all_finished = std::ranges::all_of(finished, &Hypothesis::valid);
     const bool full = all_finished && options.early_stopping == EarlyStopping::when_found;
@@ -109,6 +131,7 @@ std::vector<Hypothesis> defined_search(Oracle& oracle, const GenerationOptions& 
     sort_by_score(running);
     running.resize(std::min(num_beams, running.size()));
     sort_by_score(finished);
+    search.smallest_gap = std::min(search.smallest_gap, smallest_gap(finished, num_beams));
     finished.resize(num_beams);
     const bool to_the_end =
         options.early_stopping == EarlyStopping::never && options.length_penalty > 0.0;
@@ -118,7 +141,7 @@ std::vector<Hypothesis> defined_search(Oracle& oracle, const GenerationOptions& 
     improvable = best > (complete ? finished.back().score : kNever);
     if (complete && options.early_stopping == EarlyStopping::when_found) break;
   }
-  return finished;
+  return search;
 }
 
 void expect_same(const std::vector<Generated>& actual, const std::vector<Hypothesis>& expected,
@@ -168,6 +191,7 @@ TEST(BeamSearch, with_enough_beams_is_exhaustive) {
     every_sequence(oracle, options, {}, all);
     ASSERT_EQ(all.size(), 1u + 4u + 16u * 5u);
     sort_by_score(all);
+    if (smallest_gap(all, 20) < kNoise) continue;
     expect_same(generate(model, prompts, options), all, 20,
                 "length penalty " + std::to_string(length_penalty));
   }
@@ -176,7 +200,7 @@ TEST(BeamSearch, with_enough_beams_is_exhaustive) {
 TEST(BeamSearch, is_its_definition) {
   CausalLM model(small_vocabulary(14));
   const Tokens prompt = {5, 3, 13, 7};
-  int num_early = 0;
+  int num_early = 0, num_close = 0;
   for (std::uint64_t round = 0; round < 6; ++round) {
     model.init_weights(test_seed() + round);
     for (const double length_penalty : {1.0, 0.0, 1.7, -0.5}) {
@@ -190,9 +214,13 @@ TEST(BeamSearch, is_its_definition) {
           options.early_stopping = early;
           options.sampling.repetition_penalty = round % 2 == 0 ? 1.0 : 1.4;
           Oracle oracle(model, prompt, options.sampling.repetition_penalty);
-          const std::vector<Hypothesis> expected = defined_search(oracle, options);
-          num_early += expected[0].tokens.size() < 7;
-          expect_same(generate(model, std::span(&prompt, 1), options), expected,
+          const Search expected = defined_search(oracle, options);
+          if (expected.smallest_gap < kNoise) {
+            ++num_close;
+            continue;
+          }
+          num_early += expected.finished[0].tokens.size() < 7;
+          expect_same(generate(model, std::span(&prompt, 1), options), expected.finished,
                       static_cast<std::size_t>(options.num_beams),
                       "round " + std::to_string(round) + ", length penalty " +
                           std::to_string(length_penalty) + ", " + std::to_string(stops.size()) +
@@ -201,6 +229,7 @@ TEST(BeamSearch, is_its_definition) {
       }
     }
   }
+  EXPECT_LT(num_close, 6 * 36 / 2);
   EXPECT_GT(num_early, 10) << "too few searches end before their length: the rules are not tested";
 }
 
@@ -210,8 +239,10 @@ TEST(BeamSearch, more_beams_than_the_vocabulary_has_tokens) {
   const Tokens prompt = {1};
   const GenerationOptions options{.max_new_tokens = 4, .num_return_sequences = 8, .num_beams = 8};
   Oracle oracle(model, prompt, 1.0);
-  expect_same(generate(model, std::span(&prompt, 1), options), defined_search(oracle, options), 8,
-              "wide");
+  const Search expected = defined_search(oracle, options);
+  if (expected.smallest_gap >= kNoise) {
+    expect_same(generate(model, std::span(&prompt, 1), options), expected.finished, 8, "wide");
+  }
   // There are only three sequences of one token.
   EXPECT_EQ(generate(model, std::span(&prompt, 1),
                      {.max_new_tokens = 1, .num_return_sequences = 8, .num_beams = 8})

@@ -291,6 +291,37 @@ std::size_t training_bytes(AttentionKind kind, std::int64_t seqlen) {
   return memory_stats().peak_bytes - before;
 }
 
+// The table in docs/implementation.md and docs/model.md, to the byte. Every tensor is a multiple of
+// what allocations are rounded up to.
+TEST(Model, KeepsWhatTheArithmeticSays) {
+  for (const AttentionKind kind : {AttentionKind::flash, AttentionKind::plain}) {
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      ModelConfig config = tiny_config(kind);
+      config.dtype = dtype;
+      const CausalLM model(config);
+      const std::int64_t batch = 4, seqlen = 64, tokens = batch * seqlen;
+      const Tensor ids = random_ids(batch, seqlen, config.vocab_size, test_seed());
+      model.forward({.input_ids = ids});  // makes the rotary tables
+      const std::size_t before = memory_stats().current_bytes;
+      CausalLM::Saved saved;
+      const Tensor logits = model.forward({.input_ids = ids}, &saved);
+      const std::size_t kept = memory_stats().current_bytes - before;
+
+      const auto e = static_cast<std::int64_t>(dtype_bytes(dtype));
+      const std::int64_t h = config.attention.hidden_size, heads = config.attention.num_heads;
+      const std::int64_t q = heads * config.attention.head_dim;
+      const std::int64_t k = config.attention.num_kv_heads * config.attention.head_dim;
+      std::int64_t layer =
+          tokens * (e * (2 * h + 2 * q + 2 * k + 2 * config.intermediate_size) + 4 * heads + 12);
+      if (kind == AttentionKind::plain) layer += batch * e * heads * seqlen * seqlen;
+      // The final norm's input and what it saves, the logits.
+      const std::int64_t others = tokens * (e * h + 4 + e * config.vocab_size);
+      EXPECT_EQ(kept, static_cast<std::size_t>(config.num_layers * layer + others))
+          << dtype_name(dtype) << (kind == AttentionKind::plain ? ", plain" : ", flash");
+    }
+  }
+}
+
 TEST(A11, training_memory_is_linear_with_flash_and_quadratic_with_plain) {
   const double flash = static_cast<double>(training_bytes(AttentionKind::flash, 2048)) /
                        static_cast<double>(training_bytes(AttentionKind::flash, 1024));

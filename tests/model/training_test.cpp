@@ -278,6 +278,40 @@ TEST(Training, MicroBatchesAddUpToTheBatch) {
                [&] { accumulate_gradients(whole, {.input_ids = ids}, ids.view().slice(0, 0, 2)); });
 }
 
+// Layers keep their inputs only, and the backward gives the bits that it gives without.
+TEST(Training, RecomputingSavesMemoryAndChangesNoBit) {
+  for (const AttentionKind kind : {AttentionKind::plain, AttentionKind::flash}) {
+    ModelConfig config = tiny_config(kind);
+    config.num_layers = 12;
+    config.attention.dropout = 0.2f;
+    config.sublayer_output_norms = true;
+    CausalLM kept(config);
+    CausalLM recomputed(config);
+    kept.init_weights(test_seed());
+    copy_weights(kept, recomputed);
+    const Tensor ids = random_ids(3, 40, 50, test_seed() + 1);
+    const Tensor mask = left_padding_mask({40, 17, 25});
+    model::ModelInputs inputs{.input_ids = ids,
+                              .attention_mask = mask,
+                              .training = true,
+                              .dropout_seed = 3,
+                              .dropout_offset = 4};
+    const auto peak = [&](CausalLM& model) {
+      accumulate_gradients(model, inputs, ids);  // makes the gradients
+      model.zero_gradients();
+      reset_peak_memory();
+      const std::size_t before = memory_stats().current_bytes;
+      accumulate_gradients(model, inputs, ids);
+      return memory_stats().peak_bytes - before;
+    };
+    const std::size_t most = peak(kept);
+    inputs.recompute = true;
+    EXPECT_LT(peak(recomputed), most / 2);
+    for (const auto& [name, gradient] : gradients_of(kept))
+      EXPECT_EQ(model::relative_error(gradients_of(recomputed).at(name), gradient), 0.0) << name;
+  }
+}
+
 // The task: the second half of a sequence repeats the first. It needs attention to a fixed distance
 // back, so a model without working attention stays at the loss of guessing, ln(16) = 2.77.
 Tensor copy_task(std::int64_t batch, std::int64_t half, std::uint64_t seed) {

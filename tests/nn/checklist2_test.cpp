@@ -1,11 +1,11 @@
 // The second half of the checklist: rotary, norms, dtypes, dropout, errors, caches, gradients.
-#include <cstdlib>
-
+#include "tests/environment.h"
 #include "tests/nn/layer_cases.h"
 
 namespace flashmha::tests {
 namespace {
 
+using test::EnvironmentVariable;
 using Mixin = FlashAttentionMixin;
 
 constexpr double kTight = 2e-5;
@@ -232,9 +232,38 @@ TEST(Checklist, P25_DeterministicByArgumentAndEnvironment) {
   inputs.deterministic = true;
   expect_equal_bits("argument");
   inputs.deterministic = false;
-  setenv("FLASHMHA_DETERMINISTIC", "1", 1);
+  const EnvironmentVariable variable("FLASHMHA_DETERMINISTIC", "1");
   expect_equal_bits("environment");
-  unsetenv("FLASHMHA_DETERMINISTIC");
+}
+
+// On a CPU bits repeat in any case: what the kernels are asked for is in the message of one that
+// does not serve a backward.
+TEST(Checklist, P25_DeterministicReachesTheKernels) {
+  Random random;
+  LayerPair layers(small_config(), random);
+  const Tensor x = random.normal({2, 7, 24}), dout = random.normal({2, 7, 24});
+  nn::AttentionInputs inputs;
+  inputs.hidden_states = x;
+  nn::AttentionSaved saved;
+  layers.flash->forward(inputs, &saved);
+  const auto is_asked_for = [&](bool argument, const char* environment) {
+    const EnvironmentVariable variable("FLASHMHA_DETERMINISTIC", environment);
+    const EnvironmentVariable forced("FLASHMHA_FORCE_KERNEL", "cpu_decode");
+    inputs.deterministic = argument;
+    std::string message;
+    try {
+      layers.flash->backward(dout, inputs, saved);
+    } catch (const Error& error) {
+      message = error.what();
+    }
+    EXPECT_NE(message.find("[make_plan] no kernel serves: backward"), std::string::npos) << message;
+    return message.find(", deterministic") != std::string::npos;
+  };
+  EXPECT_FALSE(is_asked_for(false, nullptr));
+  EXPECT_TRUE(is_asked_for(true, nullptr));
+  EXPECT_TRUE(is_asked_for(false, "1"));
+  EXPECT_FALSE(is_asked_for(false, "0"));
+  EXPECT_TRUE(is_asked_for(true, "0"));
 }
 
 TEST(Checklist, P26_LengthsMayBeUpperBounds) {

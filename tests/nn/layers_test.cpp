@@ -1,4 +1,4 @@
-// Linear, RMSNorm, MLP, and rows A6, A7, A8, A9 and C3: the attention layers.
+// Linear, RMSNorm, MLP, and rows A6, A7, A9 and C3: the attention layers.
 #include <fmt/format.h>
 
 #include "tests/nn/layer_cases.h"
@@ -220,24 +220,6 @@ TEST(A7, gradients_predict_the_loss) {
   EXPECT_EQ(i, 11u) << "four projections with biases, two norms, sinks";
 }
 
-TEST(A8, attention_reads_the_projections_where_they_are) {
-  // Zero transposes: what attention is given are the projections' own rows, head by head.
-  Random random;
-  nn::AttentionConfig config = small_config();
-  config.rotary.reset();
-  LayerPair layers(config, random);
-  const Tensor x = random.normal({2, 5, 24});
-  nn::AttentionInputs inputs;
-  inputs.hidden_states = x;
-  nn::AttentionSaved saved;
-  layers.flash->forward(inputs, &saved);
-  expect_same_bits(saved.q.view().reshape({2, 5, 32}), layers.flash->q_proj.forward(x), "q");
-  expect_same_bits(saved.v.view().reshape({2, 5, 16}), layers.flash->v_proj.forward(x), "v");
-  EXPECT_TRUE(saved.q.view().is_contiguous() && saved.k.view().is_contiguous());
-  EXPECT_EQ(to_string(saved.attended.shape), "[2,5,4,8]");
-  EXPECT_TRUE(saved.attended.is_contiguous());
-}
-
 using Factory = std::function<std::unique_ptr<nn::KVCache>()>;
 
 // Rows of different lengths, padded on the left, through chunks and single tokens of a cache; every
@@ -360,6 +342,17 @@ TEST(AttentionLayer, ErrorsNameTheRule) {
   const Tensor out = layers.flash->forward(inputs, &saved);
   expect_error([&] { layers.flash->backward(out, inputs, saved); },
                {"backward", "not available with a cache"});
+  inputs.cache = nullptr;
+  expect_error([&] { layers.flash->backward(out, inputs, nn::AttentionSaved()); },
+               {"[MultiHeadAttention::backward] needs what forward saved"});
+  const Tensor short_mask = mask_of({"1111111", "0111111"});
+  inputs.cache = &cache;  // holds 5 tokens
+  inputs.attention_mask = short_mask;
+  expect_error([&] { layers.flash->forward(inputs); },
+               {"[MultiHeadAttention] without position_ids, attention_mask must cover the 5 cached "
+                "and the 5 new tokens",
+                "[2,7]"});
+  inputs.attention_mask = {};
   inputs.encoder_states = x;
   expect_error([&] { layers.flash->forward(inputs); }, {"exclude each other"});
 }

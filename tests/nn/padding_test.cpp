@@ -32,6 +32,53 @@ TEST(A2, unused_tokens_keep_their_place) {
   expect_error([] { get_unpad_data(mask_of({"11"}), mask_of({"01"})); }, {"overlap at [0,1]"});
 }
 
+// Tensors are as large as the bound says; what is behind the last token is of nobody.
+TEST(A2, a_bound_in_place_of_a_look) {
+  Random random;
+  const Tensor mask = mask_of({"0111", "1101", "0000", "1100"});
+  const UnpadData exact = get_unpad_data(mask);
+  for (const std::int64_t total : {8, 11, 16, 99}) {
+    const UnpadData data = get_unpad_data(mask, {}, UnpadBound{.total = total, .max_seqlen = 4});
+    EXPECT_EQ(data.total(), std::min<std::int64_t>(total, 16));
+    EXPECT_EQ(data.max_seqlen, 4);
+    expect_same_bits(data.cu_seqlens, exact.cu_seqlens, "cu_seqlens");
+    expect_same_bits(data.indices.view().slice(0, 0, 8), exact.indices, "indices");
+    const Tensor x = random.normal({4, 4, 3});
+    const Tensor packed = unpad_input(x, data);
+    expect_same_bits(packed.view().slice(0, 0, 8), unpad_input(x, exact), "unpadded");
+    EXPECT_TRUE(all_zero(packed.view().slice(0, 8, packed.size(0))));
+    expect_same_bits(pad_input(packed, data), pad_input(unpad_input(x, exact), exact), "padded");
+  }
+  expect_error([&] { get_unpad_data(mask, {}, UnpadBound{.total = 7, .max_seqlen = 4}); },
+               {"[get_unpad_data] the bound (total 7, max_seqlen 4) must hold", "8 tokens, 3 of"});
+  expect_error([&] { get_unpad_data(mask, {}, UnpadBound{.total = 16, .max_seqlen = 2}); },
+               {"[get_unpad_data] the bound"});
+  expect_error([&] { get_unpad_data(mask, {}, UnpadBound{.total = -1, .max_seqlen = 2}); },
+               {"[get_unpad_data] a bound must not be negative", "-1"});
+}
+
+TEST(A4, a_bound_gives_what_looking_gives) {
+  Random random;
+  const Tensor q = random.normal({3, 5, 4, 8}), k = random.normal({3, 5, 2, 8});
+  const Tensor v = random.normal({3, 5, 2, 6}), dout = random.normal({3, 5, 4, 6});
+  for (const auto& rows : {std::vector<std::string>{"00111", "11011", "00000"},
+                           std::vector<std::string>{"11111", "11111", "11111"}}) {
+    const Tensor mask = mask_of(rows);
+    Mixin::Options looking;
+    looking.attention.causal = true;
+    Mixin::Options bounded = looking;
+    bounded.bound = UnpadBound{.total = 15, .max_seqlen = 5};
+    const Mixin::Result expected = Mixin::forward(q, k, v, mask, looking);
+    const Mixin::Result result = Mixin::forward(q, k, v, mask, bounded);
+    expect_near(result.out(), expected.out(), 1e-6, "out");
+    const Mixin::Gradients wanted = Mixin::backward(dout, q, k, v, expected, looking);
+    const Mixin::Gradients gradients = Mixin::backward(dout, q, k, v, result, bounded);
+    expect_near(gradients.dq, wanted.dq.view(), 1e-5, "dq");
+    expect_near(gradients.dk, wanted.dk.view(), 1e-5, "dk");
+    expect_near(gradients.dv, wanted.dv.view(), 1e-5, "dv");
+  }
+}
+
 TEST(A2, concatenated_sequences) {
   const Tensor lengths = int32_matrix({{2, 3, 0, 0, 0, 0}, {6, 0, 0, 0, 0, 0}});
   const UnpadData data = get_unpad_data_for_concatenated_sequences(lengths);
@@ -56,6 +103,11 @@ TEST(A2, bad_masks) {
         get_unpad_data(Tensor::zeros({2, 3, 1}, DType::int32));
       },
       {"must be [batch,seqlen]", "[2,3,1]"});
+  expect_error(
+      [] {
+        get_unpad_data(mask_of({"110", "100"}), mask_of({"0010", "0000"}));
+      },
+      {"[get_unpad_data] unused_mask must have the shape of mask", "[2,4]", "[2,3]"});
 }
 
 TEST(A3, same_length_query) {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -11,12 +10,9 @@
 
 namespace flashmha::tests {
 
-std::uint64_t fresh_seed() {
-  const char* given = std::getenv("FLASHMHA_TEST_SEED");
-  const std::uint64_t seed =
-      given ? std::strtoull(given, nullptr, 10) : std::uint64_t{std::random_device{}()};
-  fmt::print("FLASHMHA_TEST_SEED={}\n", seed);
-  return seed;
+Random::Random() {
+  static std::uint64_t num_objects = 0;
+  engine_.seed(test::test_seed() + num_objects++);
 }
 
 Tensor Random::normal(const Shape& shape, DType dtype, double deviation) {
@@ -123,20 +119,6 @@ void expect_same_bits(const TensorView& actual, const TensorView& expected,
 bool all_zero(const TensorView& tensor) {
   const Values values = values_of(tensor);
   return std::all_of(values.begin(), values.end(), [](double value) { return value == 0.0; });
-}
-
-void expect_error(const std::function<void()>& call, const std::vector<std::string>& fragments,
-                  ErrorCode code) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; expected one with '" << fragments.front() << "'";
-  } catch (const Error& error) {
-    EXPECT_EQ(error_code_name(error.code()), std::string(error_code_name(code))) << error.what();
-    for (const std::string& fragment : fragments) {
-      EXPECT_NE(std::string(error.what()).find(fragment), std::string::npos)
-          << "'" << fragment << "' is not in: " << error.what();
-    }
-  }
 }
 
 Tensor mask_of(const std::vector<std::string>& rows) {

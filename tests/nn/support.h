@@ -12,17 +12,18 @@
 #include <string>
 #include <vector>
 
-#include "flashmha/error.h"
 #include "flashmha/nn.h"
+#include "tests/core/expect_error.h"
+#include "tests/seed.h"
 
 namespace flashmha::tests {
 
-// A fresh seed for every run, printed; FLASHMHA_TEST_SEED=<n> repeats one.
-std::uint64_t fresh_seed();
+using test::expect_error;
 
+// Numbers that follow from the program's seed; each object of a program draws its own.
 class Random {
  public:
-  Random() : engine_(fresh_seed()) {}
+  Random();
 
   // Normal values, drawn in float32 and rounded to dtype.
   Tensor normal(const Shape& shape, DType dtype = DType::float32, double deviation = 1.0);
@@ -60,10 +61,6 @@ void expect_same_bits(const TensorView& actual, const TensorView& expected,
 
 // True if every element is exactly 0.
 bool all_zero(const TensorView& tensor);
-
-// Expects Error(code) whose message holds every one of the fragments.
-void expect_error(const std::function<void()>& call, const std::vector<std::string>& fragments,
-                  ErrorCode code = ErrorCode::invalid_argument);
 
 // boolean [rows.size(), length] from rows of '0' and '1'.
 Tensor mask_of(const std::vector<std::string>& rows);

@@ -119,6 +119,13 @@ TEST(Matmul, SaysWhatDoesNotFit) {
   const Tensor c = Tensor::zeros({2, 5}, DType::float32);
   expect_error([&] { ops::matmul(a, b, c); }, {"[matmul]", "[2,3]", "[4,5]", "[2,5]"});
   const Tensor integers = Tensor::zeros({2, 3}, DType::int32);
+  const TensorView row = a.view().select(0, 0);
+  expect_error([&] { ops::matmul(row, b, c); }, {"[matmul] a, b and c must have rank 2 or more",
+                                                 "float32 [3] on cpu, float32 [4,5]"});
+  TensorView elsewhere = b.view().slice(0, 0, 3);
+  elsewhere.device = {DeviceType::cuda, 1};
+  expect_error([&] { ops::matmul(a, elsewhere, c); },
+               {"[matmul] a and b must be on one device", "[2,3] on cpu", "[3,5] on cuda:1"});
   expect_error([&] { ops::matmul(integers, b, c); }, {"[matmul]", "a must be float32", "int32"});
 }
 

@@ -1,4 +1,7 @@
+#include <array>
 #include <cmath>
+#include <limits>
+#include <span>
 
 #include "flashmha/ops.h"
 #include "tests/nn/support.h"
@@ -32,7 +35,9 @@ TEST(CrossEntropy, LossAndGradientInPlace) {
   const Values v = values_of(logits), t = values_of(targets);
   EXPECT_NEAR(loss.as<float>()[0], loss_in_double(v, 53, t), 1e-5);
   EXPECT_EQ(loss.as<float>()[1], 5.0f);
-  ops::cross_entropy_backward(logits, {.targets = targets, .lse = lse, .loss = loss}, 0.5f, logits);
+  const Tensor scale = Tensor::from<float>({0.5f}, {1});
+  ops::cross_entropy_backward(
+      logits, {.targets = targets, .lse = lse, .loss = loss, .scale = scale}, logits);
   const auto half_loss = [&](const Values& x) { return 0.5 * loss_in_double(x, 53, t); };
   expect_near(logits, numeric_gradient(half_loss, v), 1e-6, "dlogits");
 }
@@ -47,8 +52,8 @@ TEST(CrossEntropy, LongRowsInSixteenBitsAndThreads) {
               1e-4);
   const Tensor one = poisoned({9, 5003}, DType::bfloat16), many = clone(one);
   const ops::CrossEntropySaved saved{.targets = targets, .lse = lse, .loss = loss};
-  with_threads(1, [&] { ops::cross_entropy_backward(logits, saved, 1.0f, one); });
-  with_threads(4, [&] { ops::cross_entropy_backward(logits, saved, 1.0f, many); });
+  with_threads(1, [&] { ops::cross_entropy_backward(logits, saved, one); });
+  with_threads(4, [&] { ops::cross_entropy_backward(logits, saved, many); });
   expect_same_bits(one, many, "dlogits");
 }
 
@@ -59,7 +64,7 @@ TEST(CrossEntropy, AllIgnoredAndBadTargets) {
   const Tensor loss = poisoned({2}), lse = poisoned({2}), d = poisoned({2, 5});
   ops::cross_entropy(logits, ignored, kIgnored, loss, lse);
   expect_near(loss, Values{0, 0}, 0.0, "loss");
-  ops::cross_entropy_backward(logits, {.targets = ignored, .lse = lse, .loss = loss}, 1.0f, d);
+  ops::cross_entropy_backward(logits, {.targets = ignored, .lse = lse, .loss = loss}, d);
   EXPECT_TRUE(all_zero(d));
   const Tensor bad = Tensor::from({std::int32_t{0}, std::int32_t{5}}, {2});
   expect_error([&] { ops::cross_entropy(logits, bad, kIgnored, loss, lse); },
@@ -82,6 +87,11 @@ TEST(GradientNorm, OfAllTensors) {
   expect_same_bits(norm, again, "norm");
 }
 
+Tensor schedule_of(const ops::AdamWOptions& options, float learning_rate, std::int64_t step) {
+  const auto values = ops::adamw_schedule(options, learning_rate, step);
+  return Tensor::from(std::span<const float>(values), {3});
+}
+
 TEST(AdamW, TenStepsOfBothPrecisions) {
   Random random;
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
@@ -94,20 +104,19 @@ TEST(AdamW, TenStepsOfBothPrecisions) {
     Values p = values_of(parameter), m(p.size()), v(p.size());
     for (std::int64_t step = 1; step <= 10; ++step) {
       const Tensor gradient = random.normal({3001});
+      const Values g = values_of(gradient);
       const TensorView all[] = {gradient};
       ops::gradient_norm(all, norm);
-      const ops::AdamWOptions options{.learning_rate = 0.01f,
-                                      .weight_decay = 0.1f,
-                                      .step = step,
-                                      .max_gradient_norm = 1.0f,
-                                      .gradient_norm = norm};
+      const ops::AdamWOptions options{.weight_decay = 0.1f, .max_gradient_norm = 1.0f};
+      const Tensor schedule = schedule_of(options, 0.01f, step);
       ops::adamw({.parameter = parameter,
                   .gradient = gradient,
                   .moment1 = moment1,
                   .moment2 = moment2,
                   .master = master},
-                 options);
-      const Values g = values_of(gradient);
+                 {.schedule = schedule, .gradient_norm = norm}, options);
+      for (const double value : values_of(gradient))
+        EXPECT_EQ(value, 0.0);
       const double clip = std::min(1.0, 1.0 / (double(norm.as<float>()[0]) + 1e-6));
       for (std::size_t i = 0; i < p.size(); ++i) {
         m[i] = 0.9 * m[i] + 0.1 * clip * g[i];
@@ -122,16 +131,55 @@ TEST(AdamW, TenStepsOfBothPrecisions) {
   }
 }
 
+TEST(AdamW, ANormThatIsNotFiniteChangesNothing) {
+  Random random;
+  const Tensor schedule = schedule_of({}, 0.01f, 1);
+  for (const float wrong : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    const Tensor parameter = random.normal({100});
+    const Tensor gradient = random.normal({100});
+    const Tensor moment1 = random.normal({100});
+    const Tensor moment2 = random.normal({100});
+    const std::array before = {clone(parameter), clone(gradient), clone(moment1), clone(moment2)};
+    const Tensor norm = Tensor::from<float>({wrong}, {1});
+    ops::adamw(
+        {.parameter = parameter, .gradient = gradient, .moment1 = moment1, .moment2 = moment2},
+        {.schedule = schedule, .gradient_norm = norm}, {});
+    expect_same_bits(parameter, before[0], "parameter");
+    expect_same_bits(gradient, before[1], "gradient");
+    expect_same_bits(moment1, before[2], "moment1");
+    expect_same_bits(moment2, before[3], "moment2");
+  }
+}
+
 TEST(AdamW, NeedsAMasterForSixteenBitsOnly) {
   const Tensor x = Tensor::zeros({4}, DType::bfloat16);
   const Tensor f = Tensor::zeros({4}, DType::float32);
-  expect_error([&] { ops::adamw({.parameter = x, .gradient = f, .moment1 = f, .moment2 = f}, {}); },
-               {"[adamw]", "master must be given", "bfloat16"});
+  const Tensor schedule = schedule_of({}, 0.01f, 1);
+  const Tensor norm = Tensor::zeros({1}, DType::float32);
+  const ops::AdamWStep step{.schedule = schedule, .gradient_norm = norm};
+  expect_error(
+      [&] { ops::adamw({.parameter = x, .gradient = f, .moment1 = f, .moment2 = f}, step, {}); },
+      {"[adamw]", "master must be given", "bfloat16"});
   expect_error(
       [&] {
-        ops::adamw({.parameter = f, .gradient = f, .moment1 = f, .moment2 = f, .master = f}, {});
+        ops::adamw({.parameter = f, .gradient = f, .moment1 = f, .moment2 = f, .master = f}, step,
+                   {});
       },
       {"[adamw]", "only for them"});
+  expect_error(
+      [&] {
+        ops::adamw({.parameter = f, .gradient = f, .moment1 = f, .moment2 = f},
+                   {.schedule = norm, .gradient_norm = norm}, {});
+      },
+      {"[adamw]", "schedule must have shape [3]", "[1]"});
+  expect_error(
+      [&] {
+        ops::adamw({.parameter = f, .gradient = f, .moment1 = f, .moment2 = f},
+                   {.schedule = schedule}, {.max_gradient_norm = 1.0f});
+      },
+      {"[adamw]", "max_gradient_norm (1) needs gradient_norm"});
+  expect_error([] { ops::adamw_schedule({}, 0.1f, 0); },
+               {"[adamw_schedule]", "step (0) counts from 1"});
 }
 
 }  // namespace

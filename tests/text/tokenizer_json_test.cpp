@@ -16,6 +16,9 @@
 #include "tests/text/refusals.h"
 
 namespace flashmha::text {
+
+void load_library(const char* name);  // load_library.cpp
+
 namespace {
 
 using nlohmann::json;
@@ -23,6 +26,16 @@ using test::expect_error;
 using Ids = std::vector<std::int64_t>;
 
 const std::string kTruth = FLASHMHA_TESTS_DIR "/truth/";
+
+TEST(Oniguruma, that_is_missing_or_another_library_is_named) {
+  expect_error(ErrorCode::unsupported,
+               {"[Tokenizer] tokenizer.json needs the library Oniguruma (Debian: libonig5)",
+                "libonig.so.0: cannot open shared object file"},
+               [] { load_library("libonig.so.0"); });
+  expect_error(ErrorCode::unsupported,
+               {"[Tokenizer] the library libm.so.6 has no OnigEncodingUTF8"},
+               [] { load_library("libm.so.6"); });
+}
 
 json small() {
   return json::parse(R"({

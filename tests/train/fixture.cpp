@@ -1,19 +1,10 @@
 #include "tests/train/fixture.h"
 
-#include <unistd.h>
-
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
-#include <vector>
 
 namespace flashmha::test {
-
-ScratchFolder::ScratchFolder() {
-  static int count = 0;
-  folder_ = std::filesystem::temp_directory_path() /
-            ("flashmha-train-" + std::to_string(::getpid()) + "-" + std::to_string(count++));
-  std::filesystem::remove_all(folder_);
-  std::filesystem::create_directories(folder_);
-}
 
 train::Corpus repeating_corpus(std::int64_t num_documents, std::int64_t longest, std::uint64_t seed,
                                std::int64_t vocab_size) {
@@ -31,6 +22,17 @@ train::Corpus repeating_corpus(std::int64_t num_documents, std::int64_t longest,
     corpus.add(document);
   }
   return corpus;
+}
+
+std::vector<std::string> log_without_times(const std::string& output) {
+  std::vector<std::string> lines;
+  std::ifstream file(output + "/log.jsonl");
+  for (std::string line; std::getline(file, line);) {
+    nlohmann::json record = nlohmann::json::parse(line);
+    record.erase("tokens_per_second");
+    lines.push_back(record.dump());
+  }
+  return lines;
 }
 
 }  // namespace flashmha::test

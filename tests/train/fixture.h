@@ -1,31 +1,20 @@
-// Folders and data for the tests of training.
+// Data for the tests of training, and what they compare.
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
+#include <vector>
 
 #include "flashmha/dataset.h"
 
 namespace flashmha::test {
 
-// A folder of its own, removed at the end.
-class ScratchFolder {
- public:
-  ScratchFolder();
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  ~ScratchFolder() { std::filesystem::remove_all(folder_); }
-
-  std::string path(const std::string& name = "") const { return (folder_ / name).string(); }
-
- private:
-  std::filesystem::path folder_;
-};
-
 // Documents of up to `longest` tokens below vocab_size, each of three tokens in a loop. The highest
 // token occurs.
 train::Corpus repeating_corpus(std::int64_t num_documents, std::int64_t longest, std::uint64_t seed,
                                std::int64_t vocab_size = 50);
+
+// The lines of a run's log.jsonl without what a clock decides.
+std::vector<std::string> log_without_times(const std::string& output);
 
 }  // namespace flashmha::test

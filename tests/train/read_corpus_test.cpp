@@ -2,14 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "flashmha/dataset.h"
 #include "flashmha/tokenizer.h"
 #include "tests/core/expect_error.h"
-#include "tests/train/fixture.h"
+#include "tests/io/folder.h"
 
 namespace flashmha {
 namespace {
@@ -23,8 +22,8 @@ using train::Corpus;
 class ReadCorpus : public testing::Test {
  protected:
   void write(const std::string& name, const std::string& text) const {
-    fs::create_directories(fs::path(folder_.path(name)).parent_path());
-    std::ofstream(folder_.path(name), std::ios::binary) << text;
+    fs::create_directories(fs::path(folder_ / name).parent_path());
+    folder_.write(name, text);
   }
 
   // The documents' texts; checks that each ends with the end token, and has it once.
@@ -33,7 +32,7 @@ class ReadCorpus : public testing::Test {
     std::vector<std::string> paths;
     paths.reserve(names.size());
     for (const std::string& name : names)
-      paths.push_back(folder_.path(name));
+      paths.push_back(folder_ / name);
     const Tokenizer tokenizer = Tokenizer::bytes();
     const Corpus corpus = train::read_corpus(paths, tokenizer, options, &report_);
     std::vector<std::string> texts;
@@ -50,7 +49,7 @@ class ReadCorpus : public testing::Test {
 
   using Texts = std::vector<std::string>;
 
-  ScratchFolder folder_;
+  Folder folder_;
   train::CorpusReport report_;
 };
 
@@ -72,8 +71,8 @@ TEST_F(ReadCorpus, takes_folders_in_the_order_of_paths) {
 
 TEST_F(ReadCorpus, counts_a_file_once) {
   write("v2", "same");
-  fs::create_symlink("v2", folder_.path("latest"));
-  fs::create_symlink("absent", folder_.path("dangling"));
+  fs::create_symlink("v2", folder_ / "latest");
+  fs::create_symlink("absent", folder_ / "dangling");
   EXPECT_EQ(read({"", "v2"}), (Texts{"same"}));
 }
 

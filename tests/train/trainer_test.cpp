@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <numbers>
 #include <random>
 #include <set>
@@ -16,8 +15,10 @@
 #include <vector>
 
 #include "flashmha/checkpoint.h"
+#include "flashmha/safetensors.h"
 #include "flashmha/sanity.h"
 #include "tests/core/expect_error.h"
+#include "tests/io/folder.h"
 #include "tests/model/fixture.h"
 #include "tests/train/fixture.h"
 #include "train/curve.h"
@@ -62,18 +63,6 @@ void expect_equal_weights(CausalLM& a, CausalLM& b) {
   for (const auto& [name, view] : weights_of(a)) {
     EXPECT_EQ(std::memcmp(view.data, others.at(name).data, view.bytes()), 0) << name;
   }
-}
-
-// The log without what a clock decides.
-std::vector<std::string> log_without_times(const std::string& output) {
-  std::vector<std::string> lines;
-  std::ifstream file(fs::path(output) / "log.jsonl");
-  for (std::string line; std::getline(file, line);) {
-    nlohmann::json record = nlohmann::json::parse(line);
-    record.erase("tokens_per_second");
-    lines.push_back(record.dump());
-  }
-  return lines;
 }
 
 TEST(Schedule, rises_linearly_then_falls_by_a_cosine) {
@@ -175,9 +164,9 @@ TEST(Trainer, accumulation_equals_a_larger_batch) {
 
 TEST(Trainer, stops_at_a_loss_that_is_not_a_number) {
   Task task;
-  const ScratchFolder folder;
+  const Folder folder;
   const std::string name = "model.layers.1.mlp.up_proj.weight";
-  const TrainerOptions options{.output = folder.path("run"), .num_steps = 10, .save_every = 2};
+  const TrainerOptions options{.output = folder / "run", .num_steps = 10, .save_every = 2};
   const auto poison = [&](const StepRecord& record) {
     if (record.step == 5) {
       weights_of(task.model).at(name).as<float>()[7] = std::numeric_limits<float>::quiet_NaN();
@@ -191,8 +180,8 @@ TEST(Trainer, stops_at_a_loss_that_is_not_a_number) {
        {std::string("step 6: the loss is nan"), "weights that are not finite: " + name}) {
     EXPECT_NE(result.message.find(piece), std::string::npos) << result.message;
   }
-  EXPECT_EQ(train::latest_checkpoint(options.output), folder.path("run/checkpoint-4"));
-  EXPECT_EQ(train::read_log(folder.path("run/log.jsonl"), 99).size(), 5u);
+  EXPECT_EQ(train::latest_checkpoint(options.output), folder / "run/checkpoint-4");
+  EXPECT_EQ(train::read_log(folder / "run/log.jsonl", 99).size(), 5u);
 }
 
 // The loss is finite, a gradient is not: the weights stay as they were.
@@ -213,8 +202,8 @@ TEST(Trainer, stops_at_a_gradient_that_is_not_finite) {
 // A run that was stopped and resumed ends with the bits of one that was not, and with its log.
 TEST(Resume, gives_the_same_bits) {
   for (const DType dtype : {DType::float32, DType::bfloat16}) {
-    const ScratchFolder folder;
-    TrainerOptions options{.output = folder.path("whole"),
+    const Folder folder;
+    TrainerOptions options{.output = folder / "whole",
                            .num_steps = 9,
                            .batch_size = 3,
                            .accumulate = 2,
@@ -223,7 +212,7 @@ TEST(Resume, gives_the_same_bits) {
     Trainer uninterrupted(whole.model, whole.training, &whole.evaluation, options);
     (void)uninterrupted.run();
 
-    options.output = folder.path("parts");
+    options.output = folder / "parts";
     for (const std::int64_t stop : {0, 2, 3, 7, 9}) {
       Task part(dtype);
       std::int64_t last = 0;
@@ -235,7 +224,7 @@ TEST(Resume, gives_the_same_bits) {
       if (stop == 0 || stop == 9) {
         EXPECT_EQ(result.end, TrainingResult::End::finished);
         expect_equal_weights(part.model, whole.model);
-        EXPECT_EQ(log_without_times(options.output), log_without_times(folder.path("whole")));
+        EXPECT_EQ(log_without_times(options.output), log_without_times(folder / "whole"));
         if (stop == 0) fs::remove_all(options.output);
       } else {
         EXPECT_EQ(result.end, TrainingResult::End::stopped);
@@ -247,8 +236,8 @@ TEST(Resume, gives_the_same_bits) {
 }
 
 TEST(Resume, names_what_has_changed) {
-  const ScratchFolder folder;
-  const TrainerOptions options{.output = folder.path("run"), .num_steps = 2, .batch_size = 4};
+  const Folder folder;
+  const TrainerOptions options{.output = folder / "run", .num_steps = 2, .batch_size = 4};
   {
     Task task;
     (void)Trainer(task.model, task.training, nullptr, options).run();
@@ -284,8 +273,8 @@ TEST(Resume, names_what_has_changed) {
 }
 
 TEST(Output, belongs_to_one_run) {
-  const ScratchFolder folder;
-  const TrainerOptions options{.output = folder.path("run"), .num_steps = 1};
+  const Folder folder;
+  const TrainerOptions options{.output = folder / "run", .num_steps = 1};
   Task task;
   {
     Trainer trainer(task.model, task.training, nullptr, options);
@@ -301,54 +290,75 @@ TEST(Output, belongs_to_one_run) {
 // What a killed process leaves: unfinished folders, a line that is cut off, steps after the last
 // checkpoint.
 TEST(Output, is_tidied_up_on_resume) {
-  const ScratchFolder folder;
+  const Folder folder;
   const TrainerOptions options{
-      .output = folder.path("run"), .num_steps = 6, .save_every = 2, .keep = 2};
+      .output = folder / "run", .num_steps = 6, .save_every = 2, .keep = 2};
   {
     Task task;
     (void)Trainer(task.model, task.training, nullptr, options).run();
   }
-  EXPECT_FALSE(fs::exists(folder.path("run/checkpoint-2")));
-  EXPECT_TRUE(fs::exists(folder.path("run/checkpoint-4")));
+  EXPECT_FALSE(fs::exists(folder / "run/checkpoint-2"));
+  EXPECT_TRUE(fs::exists(folder / "run/checkpoint-4"));
   const std::vector<std::string> before = log_without_times(options.output);
 
-  fs::rename(folder.path("run/checkpoint-6"), folder.path("run/.checkpoint-6.tmp"));
-  fs::create_directories(folder.path("run/checkpoint-007"));  // not ours
-  fs::create_directories(folder.path("run/checkpoint-final"));
-  std::ofstream(folder.path("run/log.jsonl"), std::ios::app) << "{\"step\":7,\"nu";
+  fs::rename(folder / "run/checkpoint-6", folder / "run/.checkpoint-6.tmp");
+  fs::create_directories(folder / "run/checkpoint-007");  // not ours
+  fs::create_directories(folder / "run/checkpoint-final");
+  std::ofstream(folder / "run/log.jsonl", std::ios::app) << "{\"step\":7,\"nu";
   Task task;
   Trainer trainer(task.model, task.training, nullptr, options);
   EXPECT_EQ(trainer.resume(), 4);
-  EXPECT_FALSE(fs::exists(folder.path("run/.checkpoint-6.tmp")));
+  EXPECT_FALSE(fs::exists(folder / "run/.checkpoint-6.tmp"));
   (void)trainer.run();
   EXPECT_EQ(log_without_times(options.output), before);
-  EXPECT_TRUE(fs::exists(folder.path("run/checkpoint-007")));
+  EXPECT_TRUE(fs::exists(folder / "run/checkpoint-007"));
 }
 
 // A checkpoint is a model directory, with the files that belong to the model.
 TEST(Checkpoint, is_a_model_directory) {
-  const ScratchFolder folder;
-  std::ofstream(folder.path("tokenizer.json")) << "{}";
+  const Folder folder;
+  std::ofstream(folder / "tokenizer.json") << "{}";
   Task task;
   (void)Trainer(
       task.model, task.training, nullptr,
-      {.output = folder.path("run"), .num_steps = 1, .companions = {folder.path("tokenizer.json")}})
+      {.output = folder / "run", .num_steps = 1, .companions = {folder / "tokenizer.json"}})
       .run();
-  const std::string checkpoint = folder.path("run/checkpoint-1");
+  const std::string checkpoint = folder / "run/checkpoint-1";
   const auto loaded = model::load_pretrained(checkpoint);
   expect_equal_weights(task.model, *loaded);
   EXPECT_TRUE(fs::exists(checkpoint + "/tokenizer.json"));
 }
 
 TEST(Checkpoint, that_is_damaged_is_named) {
-  const ScratchFolder folder;
-  const TrainerOptions options{.output = folder.path("run"), .num_steps = 1};
+  const Folder folder;
+  const TrainerOptions options{.output = folder / "run", .num_steps = 1};
   Task task;
   (void)Trainer(task.model, task.training, nullptr, options).run();
-  const std::string tensors = folder.path("run/checkpoint-1/training_state.safetensors");
+  const std::string tensors = folder / "run/checkpoint-1/training_state.safetensors";
   fs::resize_file(tensors, fs::file_size(tensors) - 1);
   Trainer trainer(task.model, task.training, nullptr, options);
   expect_error(ErrorCode::invalid_argument, {tensors}, [&] { trainer.resume(); });
+}
+
+TEST(Checkpoint, with_a_tensor_too_many_is_refused) {
+  const Folder folder;
+  const TrainerOptions options{.output = folder / "run", .num_steps = 1};
+  Task task;
+  (void)Trainer(task.model, task.training, nullptr, options).run();
+  const std::string path = folder / "run/checkpoint-1/training_state.safetensors";
+  std::vector<Tensor> tensors;
+  std::vector<io::NamedTensor> named;
+  for (const io::SafetensorsFile file(path); const auto& entry : file.entries()) {
+    tensors.push_back(file.read(entry.name));
+    named.push_back({entry.name, tensors.back()});
+  }
+  const std::string number = std::to_string(named.size());
+  named.push_back({"another", tensors.front()});
+  io::write_safetensors(path, named);
+  Trainer trainer(task.model, task.training, nullptr, options);
+  expect_error([&] { trainer.resume(); },
+               {"[Trainer.resume] '" + path + "' must hold the " + number +
+                " tensors of the optimiser; got " + std::to_string(named.size())});
 }
 
 TEST(Curve, has_round_ticks) {

@@ -1,6 +1,7 @@
 // One thread an element, in the row-major order of the destination: bytes bound, and only as fast
 // as the strides allow. Types are run-time values: the branch is the same for all threads.
 #include <algorithm>
+#include <cstring>
 
 #include "cuda/algo/elementwise.h"
 #include "cuda/tile/mma.cuh"
@@ -116,6 +117,16 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+struct Bytes {
+  std::uint8_t values[kMostBytesByValue];
+};
+
+__global__ void __launch_bounds__(kThreads)
+    write_kernel(const __grid_constant__ Bytes bytes, std::uint8_t* destination, unsigned count) {
+  for (unsigned i = threadIdx.x; i < count; i += kThreads)
+    destination[i] = bytes.values[i];
+}
+
 unsigned num_blocks(std::int64_t count) {
   return static_cast<unsigned>(std::min((count + kThreads - 1) / kThreads, kMaxBlocks));
 }
@@ -133,6 +144,15 @@ cudaError_t copy_elements(const TensorView& source, const TensorView& destinatio
                           cudaStream_t stream) {
   const std::int64_t count = count_of(destination);
   copy_kernel<<<num_blocks(count), kThreads, 0, stream>>>(source, destination, count);
+  return cudaGetLastError();
+}
+
+cudaError_t write_bytes(const void* source, void* destination, std::size_t bytes,
+                        cudaStream_t stream) {
+  Bytes values;
+  std::memcpy(values.values, source, bytes);
+  write_kernel<<<1, kThreads, 0, stream>>>(values, static_cast<std::uint8_t*>(destination),
+                                           static_cast<unsigned>(bytes));
   return cudaGetLastError();
 }
 

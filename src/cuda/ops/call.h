@@ -11,11 +11,6 @@
 
 namespace flashmha::cuda::ops {
 
-// Memory for partial sums and for cuBLASLt: one block for each device, stream and thread, taken at
-// the first use and kept. What follows on a stream may use it again, and a captured graph keeps
-// pointing to it. cuBLASLt's documentation asks for this much on Hopper.
-inline constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
-
 class Call {
  public:
   // Makes the device current while it lives.
@@ -27,7 +22,8 @@ class Call {
   cudaStream_t stream() const { return stream_; }
   Device device() const { return device_; }
 
-  void* workspace() const;
+  // Memory for partial sums, in the order of the stream.
+  Tensor scratch(std::size_t bytes) const;
 
   // Throws Error(device) with what failed.
   void check(cudaError_t error) const;
@@ -36,11 +32,16 @@ class Call {
   template <class... Params>
   void launch(void (*kernel)(Params...), std::int64_t blocks, int threads,
               std::type_identity_t<Params>... args) const {
+    launch_with_shared(kernel, blocks, threads, 0, args...);
+  }
+  template <class... Params>
+  void launch_with_shared(void (*kernel)(Params...), std::int64_t blocks, int threads,
+                          std::size_t shared_bytes, std::type_identity_t<Params>... args) const {
     if (blocks == 0) return;
     void* pointers[] = {&args...};
     check_launch(
         cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                         dim3(static_cast<unsigned>(threads)), pointers, 0, stream_),
+                         dim3(static_cast<unsigned>(threads)), pointers, shared_bytes, stream_),
         blocks, threads);
   }
 

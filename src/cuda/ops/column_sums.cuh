@@ -66,12 +66,14 @@ void add_column_sums(const Call& call, const Term& term, std::int64_t count, std
                      float* total) {
   constexpr std::int64_t kRowsPerGroup = 64;
   constexpr std::int64_t kMostGroups = 512;
-  const std::int64_t room = static_cast<std::int64_t>(kWorkspaceBytes / sizeof(float)) /
-                            std::max<std::int64_t>(length, 1);
-  const std::int64_t num_groups = std::clamp<std::int64_t>(
-      count / kRowsPerGroup, 1, std::clamp<std::int64_t>(room, 1, kMostGroups));
+  constexpr std::int64_t kMostSums = std::int64_t{8} << 20;
+  const std::int64_t room =
+      std::clamp<std::int64_t>(kMostSums / std::max<std::int64_t>(length, 1), 1, kMostGroups);
+  const std::int64_t num_groups = std::clamp<std::int64_t>(count / kRowsPerGroup, 1, room);
   const std::int64_t strips = (length + kColumnsPerBlock - 1) / kColumnsPerBlock;
-  auto* sums = static_cast<float*>(call.workspace());
+  const Tensor scratch =
+      call.scratch(static_cast<std::size_t>(num_groups * length) * sizeof(float));
+  auto* sums = static_cast<float*>(scratch.view().data);
   call.launch(group_sums_kernel<Term>, strips * num_groups, kBlock, term, count, length, num_groups,
               sums);
   call.launch(add_groups_kernel, (length + kBlock - 1) / kBlock, kBlock, sums, num_groups, length,

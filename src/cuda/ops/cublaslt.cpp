@@ -14,14 +14,19 @@ void find(void* library, const char* name, Pointer& pointer) {
   pointer = reinterpret_cast<Pointer>(symbol);
 }
 
-CublasLt load() {
-  void* const library = dlopen(FLASHMHA_CUBLASLT, RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    fail(ErrorCode::unsupported,
-         "[matmul] layers on a GPU need the library cuBLASLt, of the CUDA toolkit or of pip's "
-         "nvidia-cublas: {}",
-         dlerror());
+// What the process or its loader knows under the name, else that of an installed toolkit.
+void* open_library() {
+  for (const char* path : {FLASHMHA_CUBLASLT, "/usr/local/cuda/lib64/" FLASHMHA_CUBLASLT}) {
+    if (void* const library = dlopen(path, RTLD_NOW | RTLD_LOCAL)) return library;
   }
+  fail(ErrorCode::unsupported,
+       "[matmul] layers on a GPU need the library cuBLASLt, of the CUDA toolkit or of pip's "
+       "nvidia-cublas: {}",
+       dlerror());
+}
+
+CublasLt load() {
+  void* const library = open_library();
   CublasLt functions{};
   find(library, "cublasLtCreate", functions.create);
   find(library, "cublasLtGetStatusString", functions.status_string);

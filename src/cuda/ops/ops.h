@@ -41,17 +41,23 @@ void gather_rows(const TensorView& x, const TensorView& indices, const TensorVie
                  Stream stream);
 void scatter_rows(const TensorView& x, const TensorView& indices, const TensorView& y,
                   Stream stream);
+void unpad(const TensorView& mask, const TensorView& reserved, const TensorView& indices,
+           const TensorView& cu_seqlens, const TensorView& seqused, Stream stream);
 void embedding(const TensorView& table, const TensorView& ids, const TensorView& out, float scale,
                Stream stream);
 void embedding_backward(const TensorView& dout, const TensorView& ids, const TensorView& dtable,
                         float scale, Stream stream);
-void argmax(const TensorView& x, const TensorView& out, Stream stream);
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream stream);
+void penalise(const TensorView& scores, const TensorView& seen, float penalty, Stream stream);
+void sample(const TensorView& scores, const SampleOptions& options, const TensorView& uniforms,
+            const TensorView& out, const TensorView& weights, Stream stream);
 void cross_entropy(const TensorView& logits, const TensorView& targets, std::int64_t ignore_index,
                    const TensorView& loss, const TensorView& lse, Stream stream);
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
                             const TensorView& dlogits, Stream stream);
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream stream);
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream stream);
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream stream);
 
 // c = product + beta * c + bias, rounded once: the last step of a product that cuBLASLt cannot
 // write into c. product float32, of c's shape.

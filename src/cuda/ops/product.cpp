@@ -99,14 +99,20 @@ cublasLtHandle_t handle_of(Device device) {
   return handle;
 }
 
+struct Algorithm {
+  cublasLtMatmulAlgo_t algorithm;
+  std::size_t workspace_bytes;
+};
+
 // Partial sums of a split product are kept in float32: an output of 16 bits is rounded once.
-std::optional<cublasLtMatmulAlgo_t> choose(const Product& p, Descriptions& d, Device device) {
+std::optional<Algorithm> choose(const Product& p, Descriptions& d, Device device) {
   cublasLtMatmulPreferenceOpaque_t preference{};
   cublasLtMatmulPreferenceInit(&preference);
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value));
   };
-  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{kWorkspaceBytes});
+  // cuBLASLt's documentation asks for so much on Hopper; few algorithms take any.
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{32} << 20);
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.b));
@@ -119,15 +125,15 @@ std::optional<cublasLtMatmulAlgo_t> choose(const Product& p, Descriptions& d, De
       cublasLtMatmulAlgoGetHeuristic(handle_of(device), &d.operation, &d.first, &d.second,
                                      &d.result, &d.result, &preference, 1, &found, &num_found);
   if (status != CUBLAS_STATUS_SUCCESS || num_found == 0) return {};
-  return found.algo;
+  return Algorithm{found.algo, found.workspaceSize};
 }
 
 // Choices are remembered; they cost tens of microseconds. The number of shapes that a process meets
 // may grow without end (prompts of all lengths): then the memory starts anew.
-std::optional<cublasLtMatmulAlgo_t> remembered(const Product& p, Descriptions& d, Device device) {
+std::optional<Algorithm> remembered(const Product& p, Descriptions& d, Device device) {
   constexpr std::size_t kMostRemembered = 4096;
   static std::mutex mutex;
-  static std::map<Key, std::optional<cublasLtMatmulAlgo_t>> choices;
+  static std::map<Key, std::optional<Algorithm>> choices;
   const Key key = key_of(p, device);
   const std::scoped_lock lock(mutex);
   const auto found = choices.find(key);
@@ -140,13 +146,15 @@ std::optional<cublasLtMatmulAlgo_t> remembered(const Product& p, Descriptions& d
 
 bool multiply(const Call& call, const Product& p) {
   Descriptions d(p);
-  const auto algorithm = remembered(p, d, call.device());
-  if (!algorithm) return false;
-  check_cublas(
-      cublasLtMatmul(handle_of(call.device()), &d.operation, &p.alpha, p.b.data, &d.first, p.a.data,
-                     &d.second, &p.beta, p.c.data, &d.result, p.c.data, &d.result, &*algorithm,
-                     call.workspace(), kWorkspaceBytes, call.stream()),
-      "cublasLtMatmul", call.device());
+  const auto chosen = remembered(p, d, call.device());
+  if (!chosen) return false;
+  Tensor scratch;
+  if (chosen->workspace_bytes > 0) scratch = call.scratch(chosen->workspace_bytes);
+  check_cublas(cublasLtMatmul(handle_of(call.device()), &d.operation, &p.alpha, p.b.data, &d.first,
+                              p.a.data, &d.second, &p.beta, p.c.data, &d.result, p.c.data,
+                              &d.result, &chosen->algorithm, scratch.view().data,
+                              chosen->workspace_bytes, call.stream()),
+               "cublasLtMatmul", call.device());
   return true;
 }
 

@@ -52,6 +52,23 @@ __device__ __forceinline__ void store_one(void* data, DType dtype, std::int64_t 
   }
 }
 
+// Two elements of 16 bits, rounded; the first one in the lower half.
+__device__ __forceinline__ unsigned narrow_pair(DType dtype, float low, float high) {
+  if (dtype == DType::bfloat16) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return reinterpret_cast<const unsigned&>(pair);
+  }
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const unsigned&>(pair);
+}
+
+// Four elements of 16 bits, at a multiple of four.
+__device__ __forceinline__ void store_narrow_four(void* data, DType dtype, std::int64_t at,
+                                                  const float4& x) {
+  *reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(data) + at) =
+      make_uint2(narrow_pair(dtype, x.x, x.y), narrow_pair(dtype, x.z, x.w));
+}
+
 // Elements [j, j + kVector) of the row that begins at `row`; beyond its end 0. j % kVector == 0.
 __device__ __forceinline__ void load(const TensorRows& rows, std::int64_t row, std::int64_t j,
                                      float (&x)[kVector]) {
@@ -95,25 +112,13 @@ __device__ __forceinline__ void store(const TensorRows& rows, std::int64_t row, 
     to[0] = make_float4(x[0], x[1], x[2], x[3]);
     to[1] = make_float4(x[4], x[5], x[6], x[7]);
   } else {
-    unsigned words[4];
-    const bool brain = rows.dtype == DType::bfloat16;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (brain) {
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
-        words[i] = reinterpret_cast<const unsigned&>(pair);
-      } else {
-        const __half2 pair = __floats2half2_rn(x[2 * i], x[2 * i + 1]);
-        words[i] = reinterpret_cast<const unsigned&>(pair);
-      }
-    }
     *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(rows.data) + row + j) =
-        make_uint4(words[0], words[1], words[2], words[3]);
+        make_uint4(narrow_pair(rows.dtype, x[0], x[1]), narrow_pair(rows.dtype, x[2], x[3]),
+                   narrow_pair(rows.dtype, x[4], x[5]), narrow_pair(rows.dtype, x[6], x[7]));
   }
 }
 
-// ---- kernels with a team of threads for every row
-// ------------------------------------------------
+// ---- kernels with a team of threads for every row ----------------------------------------------
 
 // Short rows get a warp each, several in a block; long rows a block. Chosen by the length alone,
 // so that the order of a row's sums is a matter of its length.

@@ -21,8 +21,7 @@ Ids ids_of(const TensorView& view) {
   return {view.data, view.dtype == DType::int64};
 }
 
-// ---- rows of bytes
-// -------------------------------------------------------------------------------
+// ---- rows of bytes -----------------------------------------------------------------------------
 
 // Rows along dimension 0, in units of as many bytes as divide all that there is.
 struct ByteRows {
@@ -46,7 +45,8 @@ struct RowMove {
   std::int64_t num_units = 0;
 };
 
-// to[i] = from[indices[i]], or the other way round. A wrong index gathers NaN and scatters nothing.
+// to[i] = from[indices[i]], or the other way round. A wrong index gathers NaN (zeros if it is of no
+// row) and scatters nothing.
 template <class Unit>
 __global__ void __launch_bounds__(kBlock) move_rows_kernel(const __grid_constant__ RowMove p) {
   const std::int64_t index = std::int64_t{blockIdx.x} * kBlock + threadIdx.x;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kBlock) move_rows_kernel(const __grid_constant
   if (known) {
     value = reinterpret_cast<const Unit*>(from)[unit];
   } else {
-    memset(&value, 0xFF, sizeof(Unit));
+    memset(&value, row == kNoRow ? 0x00 : 0xFF, sizeof(Unit));
   }
   reinterpret_cast<Unit*>(to)[unit] = value;
 }
@@ -96,8 +96,7 @@ void move_rows(const Call& call, RowMove move, std::int64_t count, std::int64_t 
   }
 }
 
-// ---- embedding
-// -----------------------------------------------------------------------------------
+// ---- embedding ---------------------------------------------------------------------------------
 
 struct Lookup {
   TensorRows table, out;
@@ -182,8 +181,7 @@ int bits_of(std::int64_t largest) {
   return bits;
 }
 
-// ---- argmax
-// --------------------------------------------------------------------------------------
+// ---- argmax ------------------------------------------------------------------------------------
 
 struct Candidate {
   float value;
@@ -200,7 +198,7 @@ struct Better {
 
 template <int kTeam>
 __global__ void __launch_bounds__(kTeam* kTeamsPerBlock<kTeam>)
-    argmax_kernel(const __grid_constant__ TensorRows x, std::int32_t* out) {
+    argmax_kernel(const __grid_constant__ TensorRows x, std::int32_t* out, float* largest) {
   const Place<kTeam> place;
   if (place.row >= x.count) return;
   const std::int64_t row = row_offset(x, place.row);
@@ -216,7 +214,9 @@ __global__ void __launch_bounds__(kTeam* kTeamsPerBlock<kTeam>)
     }
   }
   best = reduce<kTeam>(best, Better());
-  if (place.lane == 0) out[place.row] = best.index;
+  if (place.lane != 0) return;
+  out[place.row] = best.index;
+  if (largest) largest[place.row] = best.value;
 }
 
 }  // namespace
@@ -268,33 +268,37 @@ void embedding_backward(const TensorView& dout, const TensorView& ids, const Ten
   const Call call("embedding_backward", dout.device, stream);
   const std::int64_t vocabulary = dtable.size(0);
   const auto room = static_cast<std::size_t>(std::min(kMostAtOnce, ids.numel()));
-  auto* keys = static_cast<std::int32_t*>(call.workspace());
-  std::int32_t* places = keys + room;
+  const auto sort = [&](void* scratch, std::size_t& bytes, std::int32_t* numbers, int count) {
+    call.check(cub::DeviceRadixSort::SortPairs(scratch, bytes, numbers, numbers + 2 * room,
+                                               numbers + room, numbers + 3 * room, count, 0,
+                                               bits_of(vocabulary), call.stream()));
+  };
+  std::size_t sort_bytes = 0;
+  sort(nullptr, sort_bytes, nullptr, static_cast<int>(room));  // asks
+  // Ids and their places, unsorted and sorted, and what sorting needs.
+  const Tensor numbers_memory = call.scratch(4 * room * sizeof(std::int32_t));
+  const Tensor sort_memory = call.scratch(sort_bytes);
+  auto* numbers = static_cast<std::int32_t*>(numbers_memory.view().data);
   TableSums sums{.dout = rows_of(dout), .dtable = rows_of(dtable), .scale = scale};
   const std::int64_t strip_columns = kStripThreads * kVector;
   sums.strips = static_cast<int>((sums.dtable.length + strip_columns - 1) / strip_columns);
-  sums.keys = places + room;
-  sums.places = sums.keys + room;
-  const std::int32_t* end = sums.places + room;
-  std::size_t sort_bytes = kWorkspaceBytes - 4 * room * sizeof(std::int32_t);
+  sums.keys = numbers + 2 * room;
+  sums.places = numbers + 3 * room;
   for (std::int64_t first = 0; first < ids.numel(); first += kMostAtOnce) {
     sums.first = first;
     sums.count = static_cast<int>(std::min(kMostAtOnce, ids.numel() - first));
     call.launch(number_ids_kernel, (sums.count + kBlock - 1) / kBlock, kBlock, ids_of(ids), first,
-                sums.count, vocabulary, keys, places);
-    call.check(cub::DeviceRadixSort::SortPairs(const_cast<std::int32_t*>(end), sort_bytes, keys,
-                                               const_cast<std::int32_t*>(sums.keys), places,
-                                               const_cast<std::int32_t*>(sums.places), sums.count,
-                                               0, bits_of(vocabulary), call.stream()));
+                sums.count, vocabulary, numbers, numbers + room);
+    sort(sort_memory.view().data, sort_bytes, numbers, sums.count);
     call.launch(add_to_table_kernel, std::int64_t{sums.count} * sums.strips, kStripThreads, sums);
   }
 }
 
-void argmax(const TensorView& x, const TensorView& out, Stream stream) {
+void argmax(const TensorView& x, const TensorView& out, const TensorView& largest, Stream stream) {
   const Call call("argmax", x.device, stream);
   const TensorRows rows = rows_of(x);
-  launch_rows(call, rows, argmax_kernel<kWarp>, argmax_kernel<kBlock>, rows,
-              out.as<std::int32_t>());
+  launch_rows(call, rows, argmax_kernel<kWarp>, argmax_kernel<kBlock>, rows, out.as<std::int32_t>(),
+              largest.defined() ? largest.as<float>() : nullptr);
 }
 
 }  // namespace flashmha::cuda::ops

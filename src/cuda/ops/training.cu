@@ -19,7 +19,6 @@ struct Targets {
 };
 
 // ---- cross-entropy: the logits are read once for the loss, and once, in place, for its gradient
-// -------------------------------------------------------------------------------------------------
 
 template <int kTeam>
 __global__ void __launch_bounds__(kTeam* kTeamsPerBlock<kTeam>)
@@ -76,7 +75,7 @@ struct LossGradient {
   Targets targets;
   const float* lse;
   const float* loss;
-  float scale;
+  const float* scale;  // or null
   std::int64_t vectors_per_row = 0;
   std::int64_t num_vectors = 0;
 };
@@ -89,7 +88,8 @@ __global__ void __launch_bounds__(kBlock)
   const std::int64_t j = vector * kVector;
   const std::int64_t target = p.targets[r];
   const float count = p.loss[1];
-  const float factor = count > 0.0f ? p.scale / count : 0.0f;
+  const float scale = p.scale ? p.scale[0] : 1.0f;
+  const float factor = count > 0.0f ? scale / count : 0.0f;
   float x[kVector] = {};
   if (target != p.targets.ignore_index) {
     load(p.logits, row_offset(p.logits, r), j, x);
@@ -101,8 +101,7 @@ __global__ void __launch_bounds__(kBlock)
   store(p.out, row_offset(p.out, r), j, x);
 }
 
-// ---- many tensors in one launch
-// ------------------------------------------------------------------
+// ---- many tensors in one launch ----------------------------------------------------------------
 
 // A launch takes as many tensors as its parameters (4 KiB, on every GPU) have room for. Blocks are
 // given to tensors in pieces of kPiece elements.
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(kBlock)
 
 struct AdamWEntry {
   void* parameter;
-  const float* gradient;
+  float* gradient;
   float* moment1;
   float* moment2;
   float* master;  // the parameter itself if it is float32
@@ -205,30 +204,44 @@ struct AdamWEntry {
 using AdamWBatch = Batch<AdamWEntry, 48>;
 static_assert(sizeof(AdamWBatch) < 3900);
 
-struct AdamWConstants {
+// Of all parameters of a launch.
+struct AdamWUpdate {
   float learning_rate, beta1, beta2, eps, decay;
   float correction1, correction2;  // 1 / (1 - beta^step)
-  float max_gradient_norm;         // 0: gradients are not scaled
-  const float* gradient_norm;
+  float gradient_scale;
+
+  __device__ AdamWUpdate(const AdamWOptions& options, const float* schedule, float gradient_norm)
+      : learning_rate(schedule[0]),
+        beta1(options.beta1),
+        beta2(options.beta2),
+        eps(options.eps),
+        decay(1.0f - schedule[0] * options.weight_decay),
+        correction1(schedule[1]),
+        correction2(schedule[2]),
+        gradient_scale(options.max_gradient_norm > 0.0f
+                           ? fminf(1.0f, options.max_gradient_norm / (gradient_norm + 1e-6f))
+                           : 1.0f) {}
+
+  __device__ __forceinline__ void operator()(float gradient, float& value, float& moment1,
+                                             float& moment2) const {
+    gradient *= gradient_scale;
+    moment1 = beta1 * moment1 + (1.0f - beta1) * gradient;
+    moment2 = beta2 * moment2 + (1.0f - beta2) * gradient * gradient;
+    const float step = moment1 * correction1 / (sqrtf(moment2 * correction2) + eps);
+    value = value * decay - learning_rate * step;
+  }
 };
 
-__device__ __forceinline__ void update(const AdamWConstants& c, float gradient, float& value,
-                                       float& moment1, float& moment2) {
-  moment1 = c.beta1 * moment1 + (1.0f - c.beta1) * gradient;
-  moment2 = c.beta2 * moment2 + (1.0f - c.beta2) * gradient * gradient;
-  const float step = moment1 * c.correction1 / (sqrtf(moment2 * c.correction2) + c.eps);
-  value = value * c.decay - c.learning_rate * step;
-}
-
 __global__ void __launch_bounds__(kBlock)
-    adamw_kernel(const __grid_constant__ AdamWBatch batch, AdamWConstants c) {
+    adamw_kernel(const __grid_constant__ AdamWBatch batch, AdamWOptions options,
+                 const float* schedule, const float* gradient_norm) {
+  const float norm = gradient_norm ? gradient_norm[0] : 0.0f;
+  if (!isfinite(norm)) return;
+  const AdamWUpdate update(options, schedule, norm);
   const int tensor = batch.find(blockIdx.x);
   const AdamWEntry p = batch.entries[tensor];
   const std::int64_t begin = (blockIdx.x - batch.first_piece[tensor]) * kPiece;
   const std::int64_t end = min(begin + kPiece, p.count);
-  const float scale = c.max_gradient_norm > 0.0f
-                          ? fminf(1.0f, c.max_gradient_norm / (c.gradient_norm[0] + 1e-6f))
-                          : 1.0f;
   const auto place = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data); };
   const bool aligned = (place(p.parameter) | place(p.gradient) | place(p.moment1) |
                         place(p.moment2) | place(p.master)) %
@@ -241,23 +254,20 @@ __global__ void __launch_bounds__(kBlock)
       float4 m1 = *reinterpret_cast<float4*>(p.moment1 + i);
       float4 m2 = *reinterpret_cast<float4*>(p.moment2 + i);
       float4 value = *reinterpret_cast<float4*>(p.master + i);
-      update(c, g.x * scale, value.x, m1.x, m2.x);
-      update(c, g.y * scale, value.y, m1.y, m2.y);
-      update(c, g.z * scale, value.z, m1.z, m2.z);
-      update(c, g.w * scale, value.w, m1.w, m2.w);
+      update(g.x, value.x, m1.x, m2.x);
+      update(g.y, value.y, m1.y, m2.y);
+      update(g.z, value.z, m1.z, m2.z);
+      update(g.w, value.w, m1.w, m2.w);
+      *reinterpret_cast<float4*>(p.gradient + i) = {};
       *reinterpret_cast<float4*>(p.moment1 + i) = m1;
       *reinterpret_cast<float4*>(p.moment2 + i) = m2;
       *reinterpret_cast<float4*>(p.master + i) = value;
-      if (narrow) {
-        store_one(p.parameter, p.dtype, i, value.x);
-        store_one(p.parameter, p.dtype, i + 1, value.y);
-        store_one(p.parameter, p.dtype, i + 2, value.z);
-        store_one(p.parameter, p.dtype, i + 3, value.w);
-      }
+      if (narrow) store_narrow_four(p.parameter, p.dtype, i, value);
       continue;
     }
     for (std::int64_t k = i; k < min(i + 4, end); ++k) {
-      update(c, p.gradient[k] * scale, p.master[k], p.moment1[k], p.moment2[k]);
+      update(p.gradient[k], p.master[k], p.moment1[k], p.moment2[k]);
+      p.gradient[k] = 0.0f;
       if (narrow) store_one(p.parameter, p.dtype, k, p.master[k]);
     }
   }
@@ -279,7 +289,7 @@ void cross_entropy(const TensorView& logits, const TensorView& targets, std::int
   call.launch(mean_loss_kernel, 1, kBlock, rows, wanted, lse.as<float>(), loss.as<float>());
 }
 
-void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved, float scale,
+void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& saved,
                             const TensorView& dlogits, Stream stream) {
   const Call call("cross_entropy_backward", logits.device, stream);
   LossGradient p{.logits = rows_of(logits),
@@ -287,7 +297,7 @@ void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& s
                  .targets = targets_of(saved.targets, saved.ignore_index),
                  .lse = saved.lse.as<float>(),
                  .loss = saved.loss.as<float>(),
-                 .scale = scale};
+                 .scale = saved.scale.defined() ? saved.scale.as<float>() : nullptr};
   p.vectors_per_row = (p.out.length + kVector - 1) / kVector;
   p.num_vectors = p.out.count * p.vectors_per_row;
   call.launch(loss_gradient_kernel, (p.num_vectors + kBlock - 1) / kBlock, kBlock, p);
@@ -295,12 +305,15 @@ void cross_entropy_backward(const TensorView& logits, const CrossEntropySaved& s
 
 void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm, Stream stream) {
   const Call call("gradient_norm", norm.device, stream);
-  auto* squares = static_cast<double*>(call.workspace());
+  constexpr std::size_t kTensorsPerBatch = 128;
+  const std::size_t num_batches = (gradients.size() + kTensorsPerBatch - 1) / kTensorsPerBatch;
+  const Tensor scratch = call.scratch(num_batches * kMostNormBlocks * sizeof(double));
+  auto* squares = static_cast<double*>(scratch.view().data);
   std::int64_t num_squares = 0;
   const auto values_of = [](const TensorView& view) {
     return Values{view.as<float>(), view.numel()};
   };
-  for_each_batch<Values, 128>(gradients, values_of, [&](const NormBatch& batch) {
+  for_each_batch<Values, kTensorsPerBatch>(gradients, values_of, [&](const NormBatch& batch) {
     const std::int64_t blocks = std::min(batch.first_piece[batch.count], kMostNormBlocks);
     call.launch(squares_kernel, blocks, kBlock, batch, squares + num_squares);
     num_squares += blocks;
@@ -308,21 +321,10 @@ void gradient_norm(std::span<const TensorView> gradients, const TensorView& norm
   call.launch(norm_of_squares_kernel, 1, kBlock, squares, num_squares, norm.as<float>());
 }
 
-void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stream stream) {
+void adamw(std::span<const AdamWState> states, const AdamWStep& step, const AdamWOptions& options,
+           Stream stream) {
   if (states.empty()) return;
   const Call call("adamw", states.front().parameter.device, stream);
-  const auto step = static_cast<double>(options.step);
-  const bool clips = options.max_gradient_norm > 0.0f;
-  const AdamWConstants constants{
-      .learning_rate = options.learning_rate,
-      .beta1 = options.beta1,
-      .beta2 = options.beta2,
-      .eps = options.eps,
-      .decay = 1.0f - options.learning_rate * options.weight_decay,
-      .correction1 = static_cast<float>(1.0 / (1.0 - std::pow(options.beta1, step))),
-      .correction2 = static_cast<float>(1.0 / (1.0 - std::pow(options.beta2, step))),
-      .max_gradient_norm = options.max_gradient_norm,
-      .gradient_norm = clips ? options.gradient_norm.as<float>() : nullptr};
   const auto entry_of = [](const AdamWState& state) {
     const bool narrow = state.master.defined();
     return AdamWEntry{.parameter = state.parameter.data,
@@ -334,7 +336,9 @@ void adamw(std::span<const AdamWState> states, const AdamWOptions& options, Stre
                       .dtype = state.parameter.dtype};
   };
   for_each_batch<AdamWEntry, 48>(states, entry_of, [&](const AdamWBatch& batch) {
-    call.launch(adamw_kernel, batch.first_piece[batch.count], kBlock, batch, constants);
+    call.launch(adamw_kernel, batch.first_piece[batch.count], kBlock, batch, options,
+                step.schedule.as<float>(),
+                step.gradient_norm.defined() ? step.gradient_norm.as<float>() : nullptr);
   });
 }
 

@@ -18,9 +18,11 @@
 // (head_dim above 128), and are what runs when the same bits are asked for, with options, and where
 // shared memory is scarce (docs/decisions/0007-two-backwards-on-a-gpu.md).
 //
-// A warp has 16 rows of the kept tiles; in `all` for wide heads two warps share them. Shared
-// memory: `all` 128, 144 and 208 KiB for D = 64, 128, 256 (8 warps; dS goes through it), q, k and v
-// 96 KiB for D = 128 and 256.
+// A warp has 16 rows of the kept tiles; in `all` two warps share 32 of them (16 for D = 256), each
+// with half of the queries and half of the columns. What streams past a warp bounds the speed: for
+// D = 128, 76 KiB a tile of 64 queries instead of the 90 KiB of 16 rows alone, with P and dS going
+// through shared memory. That is 162, 161 and 208 KiB of it for D = 64, 128, 256 in `all` (8
+// warps); q, k and v take 96 KiB for D = 128 and 256.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -92,12 +94,15 @@ struct GradientBlock : BackwardBlock<Config> {
   }
   __device__ __forceinline__ void give(const Scores& scores, const Exchange& tile) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int m = 0; m < Base::kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < Base::kColumnTiles; ++n) {
-        tile.store_pair(this->warp_row + Scores::row_of(0, 2 * half, this->lane),
-                        this->column_warp * Base::kScored + Scores::column_of(n, 0, this->lane),
-                        pack<T>(scores.value[0][n][2 * half], scores.value[0][n][2 * half + 1]));
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int n = 0; n < Base::kColumnTiles; ++n) {
+          tile.store_pair(this->warp_row + Scores::row_of(m, 2 * half, this->lane),
+                          this->column_warp * Base::kScored + Scores::column_of(n, 0, this->lane),
+                          pack<T>(scores.value[m][n][2 * half], scores.value[m][n][2 * half + 1]));
+        }
       }
     }
   }
@@ -107,8 +112,10 @@ struct GradientBlock : BackwardBlock<Config> {
                                                Sums& sums) const {
 #pragma unroll
     for (int row = 0; row < Config::kStreamed; row += 16) {
-      FragmentA a;
-      weights.load_a(this->warp_row, row, this->lane, a);
+      FragmentA a[Base::kRowTiles];
+#pragma unroll
+      for (int m = 0; m < Base::kRowTiles; ++m)
+        weights.load_a(this->warp_row + 16 * m, row, this->lane, a[m]);
       this->add_rows(a, streamed, row, sums);
     }
   }
@@ -139,32 +146,28 @@ struct GradientBlock : BackwardBlock<Config> {
     Queries::for_each(this->thread, sums, [&](float sum, int at) { atomicAdd(memory + at, sum); });
   }
 
-  // Adds what the pairs of the kept tiles with the streamed ones contribute. Warps made dS by keys;
-  // dQ needs it by queries, and where two warps share keys, they need each other's P and dS, too.
+  // Adds what the pairs of the kept tiles with the streamed ones contribute. `all`: warps made P
+  // and dS of some keys and queries, and need them of all queries for dK and dV, of all keys for
+  // dQ.
   __device__ __forceinline__ void visit(int stage, int head, int first_query, int first_key,
                                         Sums& first_sums, Sums& second_sums) const {
-    constexpr bool kShared = Config::kColumnWarps > 1;
     Scores p;
     Scores ds;
     Scores slope;
     this->make_pairs(stage, head, first_query, first_key, p, ds, slope);
     this->undo_softcap(ds, slope);
-    if constexpr (Config::kOfValues && !kShared) {
-      this->add_product(p, this->streamed_second(stage), second_sums);
-    }
-    if constexpr (Config::kNeedsDs && !kShared) {
-      this->add_product(ds, this->streamed_first(stage), first_sums);
-    }
     if constexpr (Config::kOfAll) {
-      if constexpr (kShared) give(p, p_tile());
+      give(p, p_tile());
       give(ds, ds_tile());
       __syncthreads();
-      if constexpr (kShared) {
-        take_product(p_tile(), this->streamed_second(stage), second_sums);
-        take_product(ds_tile(), this->streamed_first(stage), first_sums);
-      }
+      take_product(p_tile(), this->streamed_second(stage), second_sums);
+      take_product(ds_tile(), this->streamed_first(stage), first_sums);
       add_to_queries(head, first_query);
+      return;
     }
+    if constexpr (Config::kOfValues)
+      this->add_product(p, this->streamed_second(stage), second_sums);
+    if constexpr (Config::kNeedsDs) this->add_product(ds, this->streamed_first(stage), first_sums);
   }
 
   // load(i, stage) and visit(i, stage) for i in [0, count); the next pair arrives during a visit.

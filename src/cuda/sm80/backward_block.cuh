@@ -26,10 +26,12 @@ struct BackwardConfig {
   static constexpr bool kNeedsDs = gradient != Gradient::v;
   static constexpr int kNumWarps = kOfAll ? 8 : 4;
   static constexpr int kNumThreads = 32 * kNumWarps;
-  // Warps that share 16 rows of the kept tiles: by queries, then by columns of what is added up.
-  static constexpr int kColumnWarps = kOfAll && head_dim > 128 ? 2 : 1;
+  // Warps that share rows of the kept tiles: by queries, then by columns of what is added up.
+  static constexpr int kColumnWarps = kOfAll ? 2 : 1;
   static constexpr int kRowWarps = kNumWarps / kColumnWarps;
-  static constexpr int kKept = 16 * kRowWarps;  // rows of the kept tiles
+  static constexpr int kRowTiles = kOfAll && head_dim <= 128 ? 2 : 1;  // of 16 rows, a warp
+  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kKept = kWarpRows * kRowWarps;  // rows of the kept tiles
   static constexpr int kStreamed = kOfAll ? rows_of_all(head_dim) : head_dim <= 128 ? 64 : 32;
   static constexpr int kQueries = kTransposed ? kStreamed : kKept;  // in a tile
   static constexpr int kKeys = kTransposed ? kKept : kStreamed;
@@ -39,7 +41,7 @@ struct BackwardConfig {
   static constexpr int kStreamedBytes = kStreamed * head_dim * 2;
   static constexpr int kDsOffset = 2 * kKeptBytes + 2 * kStages * kStreamedBytes;
   static constexpr int kExchangedBytes = kKept * kStreamed * 2;
-  static constexpr int kRowsOffset = kDsOffset + (kOfAll ? kColumnWarps * kExchangedBytes : 0);
+  static constexpr int kRowsOffset = kDsOffset + (kOfAll ? 2 * kExchangedBytes : 0);
   static constexpr int kSharedBytes =
       kRowsOffset + (kTransposed ? kStages : 1) * 2 * kQueries * static_cast<int>(sizeof(float));
   static_assert(!kOfAll || kSharedBytes == shared_bytes_of_all(head_dim));
@@ -56,9 +58,10 @@ struct BackwardBlock {
   static constexpr int kOutTiles = kOutColumns / 8;
   static constexpr bool kTransposed = Config::kTransposed;
   static constexpr bool kAlone = Config::kColumnWarps == 1;  // with its rows: offsets are constants
+  static constexpr int kRowTiles = Config::kRowTiles;
   using Tile = SharedTile<kHeadDim>;
-  using Scores = ScoreTile<1, kColumnTiles, kTransposed>;
-  using Sums = Accumulator[kOutTiles];
+  using Scores = ScoreTile<kRowTiles, kColumnTiles, kTransposed>;
+  using Sums = Accumulator[kRowTiles][kOutTiles];
 
   const BackwardParams& params;
   const ForwardParams& forward;
@@ -87,7 +90,7 @@ struct BackwardBlock {
         kept_second(the_shared + Config::kKeptBytes),
         thread(static_cast<int>(threadIdx.x)),
         lane(thread % 32),
-        warp_row((kAlone ? thread / 32 : thread / 32 % Config::kRowWarps) * 16),
+        warp_row((kAlone ? thread / 32 : thread / 32 % Config::kRowWarps) * Config::kWarpRows),
         column_warp(kAlone ? 0 : thread / 32 / Config::kRowWarps) {}
 
   __device__ __forceinline__ Tile streamed_first(int stage) const {
@@ -150,27 +153,35 @@ struct BackwardBlock {
     scores.clear();
 #pragma unroll
     for (int d = 0; d < kHeadDim; d += 16) {
-      FragmentA a;
-      kept.load_a(warp_row, d, lane, a);
+      FragmentA a[kRowTiles];
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m)
+        kept.load_a(warp_row + 16 * m, d, lane, a[m]);
 #pragma unroll
       for (int n = 0; n < kColumnTiles; n += 2) {
         std::uint32_t b[4];
         streamed.load_b(column_warp * kScored + 8 * n, d, lane, b);
-        mma<T>(scores.value[0][n], a, b[0], b[1]);
-        mma<T>(scores.value[0][n + 1], a, b[2], b[3]);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          mma<T>(scores.value[m][n], a[m], b[0], b[1]);
+          mma<T>(scores.value[m][n + 1], a[m], b[2], b[3]);
+        }
       }
     }
   }
 
   // sums += weights streamed, of 16 streamed rows.
-  __device__ __forceinline__ void add_rows(const FragmentA& weights, const Tile& streamed, int row,
-                                           Sums& sums) const {
+  __device__ __forceinline__ void add_rows(const FragmentA (&weights)[kRowTiles],
+                                           const Tile& streamed, int row, Sums& sums) const {
 #pragma unroll
     for (int n = 0; n < kOutTiles; n += 2) {
       std::uint32_t b[4];
       streamed.load_b_transposed(row, column_warp * kOutColumns + 8 * n, lane, b);
-      mma<T>(sums[n], weights, b[0], b[1]);
-      mma<T>(sums[n + 1], weights, b[2], b[3]);
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        mma<T>(sums[m][n], weights[m], b[0], b[1]);
+        mma<T>(sums[m][n + 1], weights[m], b[2], b[3]);
+      }
     }
   }
   // The same of all streamed rows, with the weights rounded.
@@ -178,8 +189,10 @@ struct BackwardBlock {
                                               Sums& sums) const {
 #pragma unroll
     for (int row = 0; row < kScored; row += 16) {
-      FragmentA a;
-      pack_fragment<T>(weights.value[0][row / 8], weights.value[0][row / 8 + 1], a);
+      FragmentA a[kRowTiles];
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m)
+        pack_fragment<T>(weights.value[m][row / 8], weights.value[m][row / 8 + 1], a[m]);
       add_rows(a, streamed, row, sums);
     }
   }
@@ -233,6 +246,7 @@ struct BackwardBlock {
         keep_scale = 1.0f / (1.0f - options.dropout.p);
       }
     }
+    static_assert(kRowTiles == 1 || (kTransposed && !Config::kGeneral));
     QueryRow rows[2];  // of the accumulators' two rows, or two columns
 #pragma unroll
     for (int n = 0; n < kColumnTiles; ++n) {
@@ -246,17 +260,20 @@ struct BackwardBlock {
         }
       }
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const QueryRow& row = rows[kTransposed ? e % 2 : e / 2];
-        float& probability = p.value[0][n][e];
-        probability = exp2_fast(fmaf(probability, scale_log2, -row.lse_log2));
-        const bool kept = !drops || (keep >> (4 * n + e) & 1u);
-        if constexpr (Config::kNeedsDs) {
-          float& gradient = ds.value[0][n][e];
-          const float dp = kept ? (drops ? gradient * keep_scale : gradient) : 0.0f;
-          gradient = probability * (dp - row.delta);
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const QueryRow& row = rows[kTransposed ? e % 2 : e / 2];
+          float& probability = p.value[m][n][e];
+          probability = exp2_fast(fmaf(probability, scale_log2, -row.lse_log2));
+          const bool kept = !drops || (keep >> (4 * n + e) & 1u);
+          if constexpr (Config::kNeedsDs) {
+            float& gradient = ds.value[m][n][e];
+            const float dp = kept ? (drops ? gradient * keep_scale : gradient) : 0.0f;
+            gradient = probability * (dp - row.delta);
+          }
+          if (drops) probability = kept ? probability * keep_scale : 0.0f;
         }
-        if (drops) probability = kept ? probability * keep_scale : 0.0f;
       }
     }
   }
@@ -281,17 +298,20 @@ struct BackwardBlock {
     const int length = kTransposed ? seqlen_k : seqlen_q;
     const std::int64_t allocated = kTransposed ? sequence.allocated_k : sequence.allocated_q;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int tile_row = warp_row + Scores::row_of(0, 2 * half, lane);
-      const bool real = first_kept + tile_row < length;
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kOutTiles; ++n) {
-        tile.store_pair(tile_row, column_warp * kOutColumns + Scores::column_of(n, 0, lane),
-                        pack<T>(real ? sums[n][2 * half] * factor : 0.0f,
-                                real ? sums[n][2 * half + 1] * factor : 0.0f));
+      for (int half = 0; half < 2; ++half) {
+        const int tile_row = warp_row + Scores::row_of(m, 2 * half, lane);
+        const bool real = first_kept + tile_row < length;
+#pragma unroll
+        for (int n = 0; n < kOutTiles; ++n) {
+          tile.store_pair(tile_row, column_warp * kOutColumns + Scores::column_of(n, 0, lane),
+                          pack<T>(real ? sums[m][n][2 * half] * factor : 0.0f,
+                                  real ? sums[m][n][2 * half + 1] * factor : 0.0f));
+        }
       }
     }
-    constexpr int kRows = 16 / Config::kColumnWarps;
+    constexpr int kRows = Config::kWarpRows / Config::kColumnWarps;
     if constexpr (kAlone) {
       __syncwarp();
     } else {

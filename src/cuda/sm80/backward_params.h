@@ -45,7 +45,7 @@ template <class T, int head_dim>
 Launch launch_backward_bias(const BackwardParams& params, cudaStream_t stream);
 
 // Of Gradient::all: keys that a block keeps, and queries that it visits at a time, for each of
-// which sums of dq are kept. Above head_dim 128 two warps share what is added up for 16 keys.
+// which sums of dq are kept.
 constexpr int kept_of_all(int head_dim) {
   return head_dim <= 128 ? 128 : 64;
 }
@@ -56,7 +56,7 @@ constexpr int rows_of_all(int head_dim) {
 constexpr int shared_bytes_of_all(int head_dim) {
   const int kept = kept_of_all(head_dim);
   const int rows = rows_of_all(head_dim);
-  const int exchanged = (head_dim <= 128 ? 1 : 2) * kept * rows * 2;  // dS; and P
+  const int exchanged = 2 * kept * rows * 2;  // P and dS
   return (2 * kept + 2 * 2 * rows) * head_dim * 2 + exchanged + 2 * 2 * rows * 4;
 }
 

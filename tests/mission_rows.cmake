@@ -1,0 +1,23 @@
+# Every test that is listed as one of the mission shows a row of it, A1 to A14, B1 to B12, C1 to C9:
+#   cmake -D BUILD=<build folder> -P tests/mission_rows.cmake
+# It reads the lists that CTest reads, which are made when it starts.
+file(GLOB_RECURSE lists "${BUILD}/tests/CTestTestfile.cmake" "${BUILD}/tests/*_tests.cmake")
+set(tests "")
+foreach(list IN LISTS lists)
+  file(STRINGS "${list}" lines REGEX "add_test.*mission\\.")
+  foreach(line IN LISTS lines)
+    string(REGEX MATCH "mission\\.[A-Za-z0-9_.]+" test "${line}")
+    list(APPEND tests ${test})
+  endforeach()
+endforeach()
+set(row "A([1-9]|1[0-4])|B([1-9]|1[0-2])|C[1-9]")
+foreach(test IN LISTS tests)
+  if(NOT test MATCHES "^mission\\.(${row})\\.")
+    message(SEND_ERROR "${test} names no row of the mission")
+  endif()
+endforeach()
+list(LENGTH tests num_tests)
+if(num_tests EQUAL 0)
+  message(FATAL_ERROR "no test shows a row of the mission")
+endif()
+message(STATUS "${num_tests} tests show rows of the mission")
