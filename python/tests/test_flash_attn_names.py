@@ -243,12 +243,12 @@ config = transformers.LlamaConfig(
     vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
 model = transformers.AutoModelForCausalLM.from_config(
-    config, dtype=torch.bfloat16, attn_implementation="flash_attention_2").eval()
+    config, dtype=torch.bfloat16, attn_implementation="flash_attention_2").eval().to("{device}")
 assert model.config._attn_implementation == "flash_attention_2"
 eager = transformers.AutoModelForCausalLM.from_config(
-    copy.deepcopy(config), dtype=torch.float32, attn_implementation="eager").eval()
+    copy.deepcopy(config), dtype=torch.float32, attn_implementation="eager").eval().to("{device}")
 eager.load_state_dict(model.state_dict())
-ids = torch.randint(1, 50, (2, 9))
+ids = torch.randint(1, 50, (2, 9), device="{device}")
 mask = torch.ones_like(ids)
 with torch.no_grad():
     torch.testing.assert_close(model(ids).logits.float(), eager(ids).logits, rtol=0.05, atol=0.02)
@@ -267,7 +267,14 @@ with torch.no_grad():
 ], ids=["flashmha_first", "transformers_first", "transformers_has_asked"])
 def test_transformers_takes_it_for_flash_attn(imports):
     pytest.importorskip("transformers")
-    run(TRANSFORMERS.format(imports=imports))
+    run(TRANSFORMERS.format(imports=imports, device="cpu"))
+
+
+@pytest.mark.gpu
+def test_transformers_runs_on_it_on_a_gpu():
+    pytest.importorskip("transformers")
+    imports = "import transformers, flashmha; flashmha.install_as_flash_attn()"
+    run(TRANSFORMERS.format(imports=imports, device="cuda"))
 
 
 def test_an_empty_batch_is_refused(device):
