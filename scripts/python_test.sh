@@ -53,7 +53,7 @@ if [ "${FLASHMHA_OFFLINE:-0}" != 0 ]; then
 else
   venv=$build/python/venv
   into=--force-reinstall
-  if [ ! -x "$venv/bin/pytest" ] || [ ! -x "$venv/bin/cmake" ]; then
+  if [ ! -x "$venv/bin/pytest" ] || [ ! -x "$venv/bin/cmake" ] || [ ! -x "$venv/bin/ruff" ]; then
     "$python" -m venv --clear --system-site-packages "$venv" >"$log" 2>&1 ||
       skip "no python3 with venv (Debian: python3-venv)"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --timeout 20 --retries 1 \

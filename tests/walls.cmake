@@ -56,7 +56,8 @@ set(libraries
     "src/cpu/simd_[a-z0-9]+\\.h -> immintrin\\.h"
     "src/cpu/isa_x86\\.cpp -> cpuid\\.h"
     "src/cuda/.* -> cuda_(runtime_api|bf16|fp16)\\.h"
-    "src/cuda/ops/product\\.cpp -> cublasLt\\.h"
+    "src/cuda/ops/cublaslt\\.h -> cublasLt\\.h"
+    "src/cuda/ops/cublaslt\\.cpp -> dlfcn\\.h"
     "src/cuda/ops/rows_by_index\\.cu -> cub/.*"
     "python/src/.* -> (nanobind|dlpack)/.*"
     "(apps|src/(core|io|text|train))/.* -> (dlfcn|fcntl|sched|unistd|sys/[a-z]+)\\.h")  # POSIX

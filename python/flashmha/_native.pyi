@@ -125,6 +125,10 @@ def rotary_tables(parameters: Dict[str, Any], num_positions: int) -> Tuple[Any, 
     """(cos, sin) of RotaryEmbedding of flashmha/rotary.h, float32 [num_positions, rotary_dim / 2];
     parameters: members of RotaryConfig as Transformers names them."""
 
+def xla_handlers() -> Tuple[Any, Any]:
+    """Attention as foreign functions of XLA, for CPUs and GPUs: capsules for
+    jax.ffi.register_ffi_target."""
+
 class Tokenizer:
     """Text to token ids and back. Immutable; may be used by many threads."""
 

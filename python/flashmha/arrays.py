@@ -21,6 +21,12 @@ def library(array: Any) -> str:
     return "torch" if is_torch(array) else type(array).__module__.partition(".")[0]
 
 
+def is_traced_by_jax(*arrays: Any) -> bool:
+    """Whether one of the arrays is a stand-in inside jax.jit, jax.grad, ..."""
+    jax = sys.modules.get("jax")
+    return jax is not None and any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
 def dtype_name(array: Any) -> str:
     """Name of the element type: "float16", "bfloat16", ..."""
     return str(array.dtype).rpartition(".")[2]

@@ -61,7 +61,7 @@ def _result_shapes(q, v, ragged):
 
 def _require_rank(q, v, rank):
     for name, array in (("q", q), ("v", v)):
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        if not (arrays.is_torch(array) or hasattr(array, "shape") and hasattr(array, "dtype")):
             raise TypeError(f"[attention] {name} must be an array of NumPy, PyTorch, JAX, CuPy or "
                             f"any other library with DLPack; got {type(array).__name__}")
     if len(q.shape) != rank or len(v.shape) < 3:
@@ -100,8 +100,9 @@ def attention(
 ) -> Union[Array, Tuple[Array, Array]]:
     """softmax(score) v, score = cap(softmax_scale q k^T) + alibi + bias, masked; exact, in tiles.
 
-    For torch tensors it is differentiable with respect to q, k, v, bias and sinks (and through
-    lse), and one operator in a compiled graph. For others, see attention_backward.
+    For torch tensors and inside jax.grad it is differentiable with respect to q, k, v, bias and
+    sinks (and through lse), and one operator in a compiled graph. For others, see
+    attention_backward.
 
     softmax_scale: default 1 / sqrt(head_dim).
     causal, window_size: query i sees keys [i + shift - left, i + shift + right], both ends
@@ -137,6 +138,10 @@ def attention(
                        seqused_k=seqused_k, block_table=block_table)
     if arrays.is_torch(q):
         out, lse = _torch_ops().attend(q, k, v, options)
+    elif arrays.is_traced_by_jax(q, k, v, bias, sinks):
+        from .jax import attend
+
+        out, lse = attend(q, k, v, options)
     else:
         arrays.wait_for(q, k, v, bias, mask, sinks, alibi_slopes, cu_seqlens_q, cu_seqlens_k,
                         seqused_q, seqused_k, block_table)

@@ -192,10 +192,11 @@ class FlashMultiHeadAttention(torch.nn.Module):
         options = dict(causal=causal, softmax_scale=self.softmax_scale, softcap=self.softcap,
                        sinks=self.sinks)
         if self.window > 0:
-            options.update(window_left=self.window - 1,
-                           window_right=0 if causal else self.window - 1)
+            options["window_left"] = self.window - 1
+            options["window_right"] = 0 if causal else self.window - 1
         if self.training and self.dropout > 0:
-            options.update(dropout_p=self.dropout, rng_state=torch_ops.new_rng_state(q))
+            options["dropout_p"] = self.dropout
+            options["rng_state"] = torch_ops.new_rng_state(q)
         return options
 
     def _attend_to_rows(self, q, k, v, mask, cu_seqlens, max_seqlen, causal, to_self) -> Tensor:
@@ -206,9 +207,7 @@ class FlashMultiHeadAttention(torch.nn.Module):
             queries = keys = padding.Rows(None, cu_seqlens, longest)
         else:
             queries, keys = padding.queries_and_keys(mask, seqlen, from_mask=to_self)
-        options = self._options(causal, q)
-        options.update(cu_seqlens_q=queries.cu_seqlens, cu_seqlens_k=keys.cu_seqlens,
-                       max_seqlen_q=queries.max_seqlen, max_seqlen_k=keys.max_seqlen)
+        options = {**self._options(causal, q), **padding.lengths(queries, keys)}
         out, _ = torch_ops.attend(queries.gather(q), keys.gather(k), keys.gather(v), options)
         return queries.scatter(out, batch, seqlen)
 
@@ -223,7 +222,7 @@ class FlashMultiHeadAttention(torch.nn.Module):
                                             keys[:, -1:] - q.shape[1])
             distance = queries[:, None, :, None] - keys[:, None, None, :]
             seen = seen & (distance < self.window) & (distance > -self.window)
-        out, _ = torch_ops.attend(q, k, v, dict(options, mask=seen))
+        out, _ = torch_ops.attend(q, k, v, {**options, "mask": seen})
         return out * mask[..., None, None] if to_self else out
 
     def _attend_to_cache(self, q, k, v, cache: KVCache) -> Tensor:

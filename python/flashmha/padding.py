@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = [
     "Rows",
     "all_rows",
     "as_boolean",
-    "is_full",
+    "is_full", "lengths",
     "queries_and_keys",
     "rows_of",
     "sequences_of",
@@ -99,6 +99,12 @@ def queries_and_keys(mask: Tensor, seqlen_q: int, from_mask: bool) -> Tuple[Rows
     """
     return _kept(mask, ("rows", seqlen_q, from_mask),
                  lambda: _find_rows(mask, seqlen_q, from_mask))
+
+
+def lengths(queries: Rows, keys: Rows) -> Dict[str, Any]:
+    """What attention is told of them."""
+    return {"cu_seqlens_q": queries.cu_seqlens, "cu_seqlens_k": keys.cu_seqlens,
+            "max_seqlen_q": queries.max_seqlen, "max_seqlen_k": keys.max_seqlen}
 
 
 def as_boolean(mask: Tensor) -> Tensor:

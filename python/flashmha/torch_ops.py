@@ -82,14 +82,13 @@ def _lse_template(q: Tensor) -> Tensor:
 def _quick_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
     """new_results for tensors with memory, whose sizes are numbers; not float64."""
     shape = q.shape
-    if v.shape[-1] == shape[-1]:
-        out = _empty_like(q, memory_format=_contiguous)
-    else:
-        out = q.new_empty((*shape[:-1], v.shape[-1]))
     template = _lse_templates.get((shape, q.get_device()))
     if template is None:
         template = _lse_template(q)
-    return out, _empty_like(template, memory_format=_contiguous)
+    lse = _empty_like(template, memory_format=_contiguous)
+    if v.size(-1) != shape[-1]:
+        return q.new_empty((*shape[:-1], v.size(-1))), lse
+    return _empty_like(q, memory_format=_contiguous), lse
 
 
 class _QuickAttend(torch.autograd.Function):

@@ -135,6 +135,7 @@ class Trainer:
         save_every: Optional[int] = None,
         keep: int = 2,
         companions: Sequence[Path] = (),
+        recompute: bool = False,
     ):
         """output: directory; "": nothing is written.
 
@@ -145,6 +146,7 @@ class Trainer:
         seed: of the order of the data, and of dropout. eval_every, save_every: steps; default: a
         tenth of all; 0: at the end. keep: checkpoints; 0: all. companions: files that every
         checkpoint gets a copy of; tokenizer.json and the like of the model's directory are added.
+        recompute: layers compute again for the backward what they need, which saves memory.
         """
         if num_steps is None:
             steps = epochs * training.num_sequences / (batch_size * accumulate)
@@ -157,7 +159,8 @@ class Trainer:
             eval_every=tenth if eval_every is None else eval_every,
             max_eval_sequences=max_eval_sequences,
             save_every=tenth if save_every is None else save_every, keep=keep,
-            companions=model._companions() + [os.fspath(path) for path in companions])
+            companions=model._companions() + [os.fspath(path) for path in companions],
+            recompute=recompute)
         if min_learning_rate is not None:
             options["min_learning_rate"] = min_learning_rate
         if warmup_steps is not None:

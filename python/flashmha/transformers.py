@@ -263,8 +263,7 @@ def attention_forward(
     from_mask = causal or sliding_window is not None
     queries, keys = padding.queries_and_keys(mask, q.shape[1], from_mask)
     batch, seqlen_q = q.shape[:2]
-    options.update(cu_seqlens_q=queries.cu_seqlens, cu_seqlens_k=keys.cu_seqlens,
-                   max_seqlen_q=queries.max_seqlen, max_seqlen_k=keys.max_seqlen)
+    options = {**options, **padding.lengths(queries, keys)}
     out, _ = torch_ops.attend(queries.gather(q), keys.gather(k), keys.gather(v), options)
     return queries.scatter(out, batch, seqlen_q), None
 
@@ -298,8 +297,9 @@ def _packed(q, k, v, lengths, options):
     if max_seqlen_q is None or max_seqlen_k is None:
         max_seqlen_q = int(cu_seqlens_q.diff().max())
         max_seqlen_k = int(cu_seqlens_k.diff().max())
-    options.update(cu_seqlens_q=cu_seqlens_q.int(), cu_seqlens_k=cu_seqlens_k.int(),
-                   max_seqlen_q=int(max_seqlen_q), max_seqlen_k=int(max_seqlen_k))
+    queries = padding.Rows(None, cu_seqlens_q.int(), int(max_seqlen_q))
+    keys = padding.Rows(None, cu_seqlens_k.int(), int(max_seqlen_k))
+    options = {**options, **padding.lengths(queries, keys)}
     batch, seqlen_q = q.shape[:2]
     out, _ = torch_ops.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), options)
     return out.unflatten(0, (batch, seqlen_q))

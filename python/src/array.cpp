@@ -101,7 +101,12 @@ TensorView CallArrays::view(nb::handle object, const char* what, bool writable) 
   return result;
 }
 
-TensorView CallArrays::from_protocol(nb::handle object, const char* what, bool writable) {
+TensorView CallArrays::from_protocol(nb::handle given, const char* what, bool writable) {
+  // Older PyTorch does not export what wants a gradient; who computes that asks in its own way.
+  nb::object object = nb::borrow(given);
+  if (nb::hasattr(object, "requires_grad") && nb::cast<bool>(object.attr("requires_grad"))) {
+    object = object.attr("detach")();
+  }
   nb::ndarray<> array;
   if (writable) {
     if (!nb::try_cast(object, array, false)) {

@@ -31,7 +31,7 @@ class CallArrays {
   static constexpr std::size_t kMaxArrays = 24;
 
   TensorView view(nanobind::handle object, const char* what, bool writable);
-  TensorView from_protocol(nanobind::handle object, const char* what, bool writable);
+  TensorView from_protocol(nanobind::handle given, const char* what, bool writable);
   [[noreturn]] void refuse(nanobind::handle object, const char* what, std::string_view why) const;
 
   const char* function_;

@@ -8,6 +8,8 @@ namespace flashmha::python {
 void bind_attention(nanobind::module_& module);
 // Operations around attention.
 void bind_ops(nanobind::module_& module);
+// Attention for jax.jit.
+void bind_jax(nanobind::module_& module);
 // Tokenizer.
 void bind_text(nanobind::module_& module);
 // Model and AdamW; generation with a model; datasets and Trainer.

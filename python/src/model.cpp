@@ -145,8 +145,9 @@ std::pair<double, std::int64_t> loss(Model& self, nb::handle input_ids, nb::hand
   const TensorView given_labels = arrays.read(labels, "labels");
   wait_for(arrays, self.config().device);
   const model::Loss loss = self.use([&](model::CausalLM& model) {
-    if (scale) return model::accumulate_gradients(model, inputs, given_labels, *scale);
-    return model::compute_loss(model, inputs, model::shift_labels(given_labels));
+    const Tensor targets = model::shift_labels(given_labels);
+    return scale ? self.gradients()(inputs, targets, *scale)
+                 : model::compute_loss(model, inputs, targets);
   });
   return {loss.mean, loss.num_tokens};
 }

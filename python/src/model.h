@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "flashmha/model.h"
+#include "flashmha/training.h"
 
 namespace flashmha::python {
 
@@ -15,7 +16,8 @@ namespace flashmha::python {
 // from inside a computation, which has taken the GIL again, may call the model.
 class Model {
  public:
-  explicit Model(std::unique_ptr<model::CausalLM> model) : model_(std::move(model)) {}
+  explicit Model(std::unique_ptr<model::CausalLM> model)
+      : model_(std::move(model)), gradients_(*model_) {}
 
   const model::ModelConfig& config() const { return model_->config(); }
 
@@ -27,8 +29,12 @@ class Model {
     return std::forward<Function>(function)(*model_);
   }
 
+  // Only inside use().
+  model::GradientPass& gradients() { return gradients_; }
+
  private:
   std::unique_ptr<model::CausalLM> model_;
+  model::GradientPass gradients_;
   std::recursive_mutex mutex_;
 };
 

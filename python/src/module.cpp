@@ -55,6 +55,7 @@ NB_MODULE(_native, module) {
       nb::arg("device"), "Waits for the default stream of a GPU; returns at once for \"cpu\".");
   bind_attention(module);
   bind_ops(module);
+  bind_jax(module);
   bind_text(module);
   bind_model(module);
   bind_generation(module);

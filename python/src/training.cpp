@@ -80,6 +80,7 @@ train::TrainerOptions read_options(const nb::dict& given) {
   read("save_every", options.save_every);
   read("keep", options.keep);
   read("companions", options.companions);
+  read("recompute", options.recompute);
   return options;
 }
 

@@ -258,6 +258,24 @@ def test_compiled_in_one_graph(rng, device, dynamic):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_dropout_is_compiled(rng, device):
+    """Each call of the compiled function draws anew, and the generator repeats it."""
+    from flashmha.flash_attn import flash_attn_func
+
+    torch._dynamo.reset()
+    q, k, v = (x.detach() for x in random_qkv(rng, device))
+    compiled = torch.compile(lambda q, k, v: flash_attn_func(q, k, v, dropout_p=0.3) * 2,
+                             fullgraph=True,
+                             backend="inductor" if device == "cuda" else "aot_eager")
+    torch.manual_seed(3)
+    first, second = compiled(q, k, v), compiled(q, k, v)
+    torch.manual_seed(3)
+    assert torch.equal(compiled(q, k, v), first) and not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(flash_attn_func(q, k, v, dropout_p=0.3) * 2, first)
+    torch._dynamo.reset()
+
+
 def test_compiled_cache_is_updated(rng, device):
     from flashmha.flash_attn import flash_attn_with_kvcache
 
@@ -299,3 +317,19 @@ def test_errors_of_tensors(rng, device):
             flashmha.attention(q.float(), k.float(), v.float())
         with pytest.raises(ValueError, match="k must be on cuda:0 like q; got .* on cpu"):
             flashmha.attention(q, k.cpu(), v)
+
+
+def test_tensors_without_the_exchange_table(rng, device):
+    """PyTorch before 2.10: the extension takes them through DLPack's protocol, on the current
+    stream, also if they want a gradient."""
+    from flashmha import _native
+
+    class Old(torch.Tensor):
+        __dlpack_c_exchange_api__ = None
+
+    tensors = [x.detach().as_subclass(Old).requires_grad_() for x in random_qkv(rng, device)]
+    out, lse = (x.as_subclass(Old) for x in torch_ops.new_results(tensors[0], tensors[2]))
+    _native.attend(*tensors, out, lse, causal=True)
+    expected = flashmha.attention(*(x.detach().as_subclass(torch.Tensor) for x in tensors),
+                                  causal=True)
+    assert torch.equal(out.as_subclass(torch.Tensor), expected)

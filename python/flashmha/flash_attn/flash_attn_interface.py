@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import torch_ops
 from ..errors import InvalidArgument, Unsupported
+from ..torch_ops import quick_attend
 from .private import (
     _flash_attn_backward,
     _flash_attn_forward,
@@ -26,7 +27,7 @@ from .private import (
     options_of,
     round_multiple,
 )
-from .rules import familiar_error, familiar_errors, require, require_batch
+from .rules import familiar_error, require, require_batch
 
 _wrapped_flash_attn_forward = _flash_attn_forward
 _wrapped_flash_attn_varlen_forward = _flash_attn_varlen_forward
@@ -59,14 +60,6 @@ __all__ = [
 
 def _call(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
           deterministic, return_attn_probs, ragged=None):
-    if dropout_p == 0.0 and alibi_slopes is None and not return_attn_probs and ragged is None:
-        try:
-            results = torch_ops.quick_attend(q, k, v, softmax_scale, causal, window_size[0],
-                                             window_size[1], softcap, deterministic)
-            if results is not None and q.shape[0] > 0:
-                return results[0]
-        except (InvalidArgument, Unsupported):  # said below, or served there
-            pass
     q, k, v = maybe_contiguous(q), maybe_contiguous(k), maybe_contiguous(v)
     options = options_of(dropout_p, softmax_scale, causal, window_size[0], window_size[1], softcap,
                          alibi_slopes, ragged)
@@ -108,6 +101,15 @@ def flash_attn_func(
     [batch, nheads, seqlen_q rounded to 128, seqlen_k rounded to 128], not normalised, negative
     where dropped (for tests only; otherwise an empty tensor).
     """
+    if dropout_p == 0.0 and alibi_slopes is None and not return_attn_probs:
+        left, right = window_size
+        try:
+            results = quick_attend(q, k, v, softmax_scale, causal, left, right, softcap,
+                                   deterministic)
+            if results is not None and q.size(0) > 0:
+                return results[0]
+        except (InvalidArgument, Unsupported):  # said below, or served there
+            pass
     return _call(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
                  deterministic, return_attn_probs)
 
@@ -277,8 +279,10 @@ def flash_attn_with_kvcache(
         maybe_contiguous(cache_batch_idx), maybe_contiguous(cache_leftpad),
         maybe_contiguous(block_table), alibi_slopes, None, num_splits, softmax_scale, causal,
         max(window_size[0], -1), max(window_size[1], -1), max(softcap, 0.0))
-    with familiar_errors(q, k_cache, v_cache, alibi_slopes):
+    try:
         out, lse = torch_ops.attend_to_cache(*arguments)
+    except (InvalidArgument, Unsupported) as error:
+        raise familiar_error(error, q, k_cache, v_cache, alibi_slopes) from None
     return (out, fa2_lse(lse)) if return_softmax_lse else out
 
 

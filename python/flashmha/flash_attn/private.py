@@ -39,9 +39,10 @@ def options_of(dropout_p, softmax_scale, causal, window_left, window_right, soft
                    softcap=max(softcap, 0.0), dropout_p=dropout_p, alibi_slopes=alibi_slopes)
     if ragged is not None:
         cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_k, block_table = ragged
-        options.update(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-                       max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, seqused_k=seqused_k,
-                       block_table=block_table)
+        for name, value in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k),
+                            ("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k),
+                            ("seqused_k", seqused_k), ("block_table", block_table)):
+            options[name] = value
     return options
 
 

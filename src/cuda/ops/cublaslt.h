@@ -26,6 +26,7 @@ struct CublasLt {
 const CublasLt& cublaslt();
 
 // Objects, so that an unqualified call means these and not the declarations of <cublasLt.h>.
+// NOLINTBEGIN(readability-identifier-naming): they have the names of cuBLASLt's functions.
 inline constexpr auto cublasLtCreate = [](auto... args) { return cublaslt().create(args...); };
 inline constexpr auto cublasLtGetStatusString = [](auto... args) {
   return cublaslt().status_string(args...);
@@ -52,5 +53,6 @@ inline constexpr auto cublasLtMatmulPreferenceInit = [](auto* preference) {
 inline constexpr auto cublasLtMatmulPreferenceSetAttribute = [](auto... args) {
   return cublaslt().set_preference(args...);
 };
+// NOLINTEND(readability-identifier-naming)
 
 }  // namespace flashmha::cuda::ops
