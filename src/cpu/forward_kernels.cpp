@@ -53,14 +53,19 @@ void load_queries(const QueryTile& tile, int64_t first, int64_t num_rows, Storag
 
 void store_queries(const QueryTile& tile, int64_t first, int64_t num_rows, Storage storage,
                    void* out, int64_t stride, float* lse, float scale) {
-  const int64_t padded = round_up(tile.head_dim_v, kLanes);
-  for (int64_t r = first; r < first + num_rows; ++r) {
-    const float total = tile.sum[r];
-    scale_row(tile.out + r * tile.out_stride, padded, total == 0.0f ? 0.0f : scale / total);
-    lse[r - first] = total == 0.0f ? kMinusInfinity : tile.top[r] + log(set1(total))[0];
+  for (int64_t r = 0; r < num_rows; r += kLanes) {
+    const int count = static_cast<int>(smaller(kLanes, num_rows - r));
+    const Vec total = load_n(tile.sum + first + r, count);
+    const Vec ends = load_n(tile.top + first + r, count) + log(total);
+    store_n(lse + r, select(total == 0.0f, set1(kMinusInfinity), ends), count);
   }
-  store_rows(num_rows, tile.head_dim_v, tile.out + first * tile.out_stride, tile.out_stride, 1.0f,
-             storage, out, stride);
+  visit_storage(storage, [&]<class T>(const T*) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const float total = tile.sum[first + r];
+      store_row(tile.out + (first + r) * tile.out_stride, tile.head_dim_v,
+                total == 0.0f ? 0.0f : scale / total, static_cast<T*>(out) + r * stride);
+    }
+  });
 }
 
 void merge(const QueryTile& tile, const QueryTile& part) {

@@ -47,8 +47,9 @@ struct ProductSize {
   int64_t m, n, k;
 };
 
-// One register tile: Rows x (Vectors * kLanes) of which the last vector has `last` valid columns.
-template <Left kLeft, bool kAccumulate, int Rows, int Vectors>
+// One register tile: Rows x (Vectors * kLanes) of which the last vector has `last` valid columns,
+// or, kWhole, all of them: then nothing has to be asked before and after the loop.
+template <Left kLeft, bool kAccumulate, int Rows, int Vectors, bool kWhole>
 [[gnu::noinline]] void multiply_tile(int64_t k, LeftView a, const float* b, int64_t b_stride,
                                      OutView c, int last) {
   Vec acc[Rows][Vectors];
@@ -59,7 +60,7 @@ template <Left kLeft, bool kAccumulate, int Rows, int Vectors>
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       const float* from = c.data + i * c.stride + v * kLanes;
-      const bool whole = v + 1 < Vectors || last == kLanes;
+      const bool whole = kWhole || v + 1 < Vectors || last == kLanes;
       acc[i][v] = kAccumulate ? (whole ? load(from) : load_n(from, last)) : Vec{};
     }
   }
@@ -85,7 +86,7 @@ template <Left kLeft, bool kAccumulate, int Rows, int Vectors>
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       float* to = c.data + i * c.stride + v * kLanes;
-      const bool whole = v + 1 < Vectors || last == kLanes;
+      const bool whole = kWhole || v + 1 < Vectors || last == kLanes;
       whole ? store(to, acc[i][v]) : store_n(to, acc[i][v], last);
     }
   }
@@ -93,20 +94,28 @@ template <Left kLeft, bool kAccumulate, int Rows, int Vectors>
 
 using TileKernel = void (*)(int64_t, LeftView, const float*, int64_t, OutView, int);
 
-// The tile kernels of every height and width, [rows - 1][vectors - 1].
+// The tile kernels of every height and width, [rows - 1][vectors - 1], and [rows - 1] those of the
+// full width.
 template <Left kLeft, bool kAccumulate>
 struct TileKernels {
   TileKernel of[kTileRows][kTileVectors];
+  TileKernel whole[kTileRows];
 
-  constexpr TileKernels() : of{} {
+  constexpr TileKernels() : of{}, whole{} {
     fill(std::make_integer_sequence<int, kTileRows * kTileVectors>{});
+    fill_whole(std::make_integer_sequence<int, kTileRows>{});
   }
 
   template <int... Index>
   constexpr void fill(std::integer_sequence<int, Index...>) {
     ((of[Index / kTileVectors][Index % kTileVectors] =
-          multiply_tile<kLeft, kAccumulate, Index / kTileVectors + 1, Index % kTileVectors + 1>),
+          multiply_tile<kLeft, kAccumulate, Index / kTileVectors + 1, Index % kTileVectors + 1,
+                        false>),
      ...);
+  }
+  template <int... Index>
+  constexpr void fill_whole(std::integer_sequence<int, Index...>) {
+    ((whole[Index] = multiply_tile<kLeft, kAccumulate, Index + 1, kTileVectors, true>), ...);
   }
 };
 
@@ -124,7 +133,9 @@ inline void multiply(ProductSize size, LeftView a, RightView b, OutView c) {
       const int64_t rows = blocks_of(size.m - i, num_tiles - tile);
       const LeftView left = {a.data + i * (kLeft == Left::kRows ? a.stride : 1), a.stride};
       const OutView out = {c.data + i * c.stride + j, c.stride};
-      kKernels.of[rows - 1][vectors - 1](size.k, left, b.data, b.row_stride, out, last);
+      const TileKernel kernel = columns == kTileColumns ? kKernels.whole[rows - 1]
+                                                        : kKernels.of[rows - 1][vectors - 1];
+      kernel(size.k, left, b.data, b.row_stride, out, last);
       i += rows;
     }
     b.data += b.panel_stride;

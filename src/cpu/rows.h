@@ -65,18 +65,20 @@ inline void scale_row(float* row, int64_t count, float factor) {
 }
 
 // out = in * scale, rounded to storage.
+template <class T>
+inline void store_row(const float* in, int64_t count, float scale, T* out) {
+  int64_t d = 0;
+  for (; d + kLanes <= count; d += kLanes)
+    store(out + d, load(in + d) * scale);
+  const int rest = static_cast<int>(count - d);
+  if (rest > 0) store_n(out + d, load_n(in + d, rest) * scale, rest);
+}
+
 inline void store_rows(int64_t num_rows, int64_t num_columns, const float* in, int64_t in_stride,
                        float scale, Storage storage, void* out, int64_t out_stride) {
   visit_storage(storage, [&]<class T>(const T*) {
-    for (int64_t r = 0; r < num_rows; ++r) {
-      T* to = static_cast<T*>(out) + r * out_stride;
-      const float* from = in + r * in_stride;
-      int64_t d = 0;
-      for (; d + kLanes <= num_columns; d += kLanes)
-        store(to + d, load(from + d) * scale);
-      const int rest = static_cast<int>(num_columns - d);
-      if (rest > 0) store_n(to + d, load_n(from + d, rest) * scale, rest);
-    }
+    for (int64_t r = 0; r < num_rows; ++r)
+      store_row(in + r * in_stride, num_columns, scale, static_cast<T*>(out) + r * out_stride);
   });
 }
 
