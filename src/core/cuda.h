@@ -35,7 +35,7 @@ class RecordedWork {
 
 // Records what `work` queues on the current stream, without running it. Its memory comes from a new
 // block, in the places of `plan`.
-std::unique_ptr<RecordedWork> cuda_record(Device device, MemoryPlan plan,
+std::unique_ptr<RecordedWork> cuda_record(Device device, const MemoryPlan& plan,
                                           const std::function<void()>& work);
 
 // copy() and fill() where a tensor is on a GPU; shapes and dtypes have been checked.

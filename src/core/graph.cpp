@@ -29,8 +29,9 @@ void Graph::run(const std::function<void()>& work) {
     return;
   }
   if (!state.recorded) {
-    MemoryPlan plan = *std::exchange(state.plan, {});  // an error leaves a first run to be done
-    state.recorded = cuda_record(state.device, std::move(plan), work);
+    const MemoryPlan plan =
+        *std::exchange(state.plan, {});  // an error leaves a first run to be done
+    state.recorded = cuda_record(state.device, plan, work);
     state.plan.emplace();
   }
   state.recorded->start();

@@ -133,8 +133,8 @@ inline void multiply(ProductSize size, LeftView a, RightView b, OutView c) {
       const int64_t rows = blocks_of(size.m - i, num_tiles - tile);
       const LeftView left = {a.data + i * (kLeft == Left::kRows ? a.stride : 1), a.stride};
       const OutView out = {c.data + i * c.stride + j, c.stride};
-      const TileKernel kernel = columns == kTileColumns ? kKernels.whole[rows - 1]
-                                                        : kKernels.of[rows - 1][vectors - 1];
+      const TileKernel kernel =
+          columns == kTileColumns ? kKernels.whole[rows - 1] : kKernels.of[rows - 1][vectors - 1];
       kernel(size.k, left, b.data, b.row_stride, out, last);
       i += rows;
     }

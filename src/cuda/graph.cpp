@@ -25,9 +25,9 @@ class RecordingStream {
 
 class CudaGraph final : public RecordedWork {
  public:
-  CudaGraph(Device device, MemoryPlan plan)
+  CudaGraph(Device device, const MemoryPlan& plan)
       : device_(device),
-        plan_(std::move(plan)),
+        plan_(plan),
         home_(cuda::stream_of({})),
         last_(home_),
         block_(cuda_allocate(plan_.total_bytes, device, {home_})) {}
@@ -85,10 +85,10 @@ class CudaGraph final : public RecordedWork {
 
 }  // namespace
 
-std::unique_ptr<RecordedWork> cuda_record(Device device, MemoryPlan plan,
+std::unique_ptr<RecordedWork> cuda_record(Device device, const MemoryPlan& plan,
                                           const std::function<void()>& work) {
   const cuda::CurrentDevice current(device, "Graph");
-  auto graph = std::make_unique<CudaGraph>(device, std::move(plan));
+  auto graph = std::make_unique<CudaGraph>(device, plan);
   graph->record(work);
   return graph;
 }

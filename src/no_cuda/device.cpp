@@ -30,7 +30,8 @@ void cuda_synchronize(Device device, Stream) {
   fail_without_cuda("synchronize", device);
 }
 
-std::unique_ptr<RecordedWork> cuda_record(Device device, MemoryPlan, const std::function<void()>&) {
+std::unique_ptr<RecordedWork> cuda_record(Device device, const MemoryPlan&,
+                                          const std::function<void()>&) {
   fail_without_cuda("Graph", device);
 }
 
