@@ -117,7 +117,7 @@ void run(const GenerateFlags& flags) {
   streams ? write_text("\n") : print_results(flags, prompts, results);
 
   const GenerationSpeed speed = measure_speed(clock, count_tokens(results), std::ssize(results),
-                                              weight_bytes_of_step(*model));
+                                              weight_bytes_of_step(*model), model->config().device);
   print_speed(speed);
   write_json(flags.common, report(flags, prompts, results, speed));
 }

@@ -13,14 +13,27 @@
 namespace flashmha::app {
 namespace {
 
+double median_seconds(const std::function<void()>& work, Device device) {
+  const std::array candidates = {work};
+  const Rounds rounds{.repetitions = 5, .min_seconds = 0.1, .device = device};
+  return spread_of(time_in_turn(candidates, rounds).front()).median;
+}
+
+// Reading as many bytes as a step does, out of a cache if they fit into one.
 double read_gbytes_per_second(std::int64_t bytes) {
   constexpr std::int64_t kSmallest = 1 << 20, kLargest = 256 << 20;
   const ReadProbe probe(num_threads(),
                         static_cast<std::size_t>(std::clamp(bytes, kSmallest, kLargest)));
-  const std::array<std::function<void()>, 1> work = {[&] { probe.run(); }};
-  const Spread seconds =
-      spread_of(time_in_turn(work, {.repetitions = 5, .min_seconds = 0.1}).front());
-  return probe.bytes() / seconds.median * 1e-9;
+  return probe.bytes() / median_seconds([&] { probe.run(); }, {}) * 1e-9;
+}
+
+// Reading and writing far more than a GPU's caches hold.
+double copy_gbytes_per_second(Device device) {
+  constexpr std::int64_t kBytes = 128 << 20;
+  const Tensor source = Tensor::zeros({kBytes}, DType::boolean, device);
+  const Tensor destination = Tensor::empty({kBytes}, DType::boolean, device);
+  const double seconds = median_seconds([&] { copy(source, destination); }, device);
+  return 2.0 * static_cast<double>(kBytes) / seconds * 1e-9;
 }
 
 }  // namespace
@@ -53,7 +66,8 @@ double GenerationClock::ms_per_later_step() const {
 }
 
 GenerationSpeed measure_speed(const GenerationClock& clock, std::int64_t num_tokens,
-                              std::int64_t num_first_tokens, std::int64_t weight_bytes) {
+                              std::int64_t num_first_tokens, std::int64_t weight_bytes,
+                              Device device) {
   GenerationSpeed speed{.num_tokens = num_tokens,
                         .num_steps = clock.num_steps(),
                         .first_token_ms = clock.first_step_ms(),
@@ -64,8 +78,9 @@ GenerationSpeed measure_speed(const GenerationClock& clock, std::int64_t num_tok
   speed.tokens_per_second = static_cast<double>(num_tokens - num_first_tokens) /
                             (seconds * static_cast<double>(speed.num_steps - 1));
   speed.weight_gbps = static_cast<double>(weight_bytes) / seconds * 1e-9;
-  speed.read_gbps = read_gbytes_per_second(weight_bytes);
-  speed.read_share = speed.weight_gbps / speed.read_gbps;
+  speed.memory_gbps = device.type == DeviceType::cuda ? copy_gbytes_per_second(device)
+                                                      : read_gbytes_per_second(weight_bytes);
+  speed.memory_share = speed.weight_gbps / speed.memory_gbps;
   return speed;
 }
 
@@ -75,10 +90,10 @@ void print_speed(const GenerationSpeed& speed) {
   if (speed.ms_per_step > 0.0) {
     fmt::print(stderr,
                ", then {:.1f} tokens/s\n{:.2f} ms a step read {:.1f} MiB of weights: {:.1f} GB/s, "
-               "{:.2f} of reading memory ({:.1f} GB/s)",
+               "{:.2f} of the memory's ({:.1f} GB/s)",
                speed.tokens_per_second, speed.ms_per_step,
                static_cast<double>(speed.weight_bytes) / (1 << 20), speed.weight_gbps,
-               speed.read_share, speed.read_gbps);
+               speed.memory_share, speed.memory_gbps);
   }
   fmt::print(stderr, "\n");
 }
@@ -91,8 +106,8 @@ Json speed_json(const GenerationSpeed& speed) {
           {"tokens_per_second", speed.tokens_per_second},
           {"weight_bytes", speed.weight_bytes},
           {"weight_gbps", speed.weight_gbps},
-          {"read_gbps", speed.read_gbps},
-          {"read_share", speed.read_share}};
+          {"memory_gbps", speed.memory_gbps},
+          {"memory_share", speed.memory_share}};
 }
 
 }  // namespace flashmha::app

@@ -36,6 +36,9 @@ struct LoadOptions {
   std::optional<DType> dtype{};
   Device device{};
   AttentionKind attention_kind = AttentionKind::flash;
+
+  // What a model whose config says `configured` is made of.
+  DType dtype_for(DType configured) const;
 };
 
 // The model of a directory: read_config, then the weights by name, converted to the dtype.

@@ -55,8 +55,8 @@ def attend(
     dsinks: Any = None,
     workspace: Optional[Callable[[int, int], Any]] = None,
 ) -> None:
-    """Writes out and lse; with dout given, reads them and writes dq, dk, dv and, where given, dbias
-    and dsinks. workspace(bytes, device index) returns an array to work in; without it the library
+    """Writes out and lse (which may be None); with dout given, reads them and writes dq, dk, dv and,
+    where given, dbias and dsinks. workspace(bytes, device index) returns an array to work in; without it the library
     allocates."""
 
 def attend_quickly(
@@ -203,7 +203,7 @@ class Model:
         bos_token_id: Optional[int] = None,
         eos_token_id: Optional[int] = None,
         seed: int = 0,
-        dtype: str = "float32",
+        dtype: Optional[str] = None,
         device: str = "cpu",
         attention: str = "flash",
     ) -> Model: ...

@@ -125,7 +125,7 @@ def attention(
     if (bias is None and mask is None and sinks is None and alibi_slopes is None and not ragged and
             dropout[0] == 0.0 and align == "bottom_right" and arrays.is_torch(q)):
         results = _torch_ops().quick_attend(q, k, v, softmax_scale, causal, *_window(window_size),
-                                            softcap, deterministic)
+                                            softcap, deterministic, return_lse)
         if results is not None:
             return results if return_lse else results[0]
     _require_rank(q, v, 3 if ragged else 4)

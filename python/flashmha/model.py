@@ -96,7 +96,8 @@ class Model:
              attention: str = "flash") -> "Model":
         """The model of a directory as Hugging Face's, or of the newest checkpoint of a training.
 
-        dtype: of weights and activations; default: what config.json says.
+        dtype: of weights and activations; default: what config.json says, but bfloat16 for
+            float32 with flash attention on a GPU.
         """
         directory = _find(directory)
         return cls(_native.Model.load(directory, dtype, _prepare(device), attention), directory)
@@ -113,12 +114,13 @@ class Model:
     def new(cls, tokenizer: Tokenizer, *, num_layers: int = 4, hidden_size: int = 512,
             num_heads: int = 8, num_kv_heads: Optional[int] = None, head_dim: Optional[int] = None,
             intermediate_size: Optional[int] = None, max_position_embeddings: int = 2048,
-            seed: int = 1, dtype: str = "float32", device: str = "cpu",
+            seed: int = 1, dtype: Optional[str] = None, device: str = "cpu",
             attention: str = "flash") -> "Model":
         """Random weights for the vocabulary of a tokenizer, as `flashmha train` makes them.
 
         num_kv_heads: default num_heads; head_dim: hidden_size / num_heads; intermediate_size: 8/3
-        of hidden_size, rounded up to 32.
+        of hidden_size, rounded up to 32; dtype: float32, but bfloat16 with flash attention on a
+        GPU.
         """
         native = _native.Model.of_sizes(
             tokenizer.vocab_size, num_layers, hidden_size, num_heads, num_kv_heads or 0,

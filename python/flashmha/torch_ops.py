@@ -79,23 +79,25 @@ def _lse_template(q: Tensor) -> Tensor:
     return _lse_templates.setdefault((shape, q.get_device()), template)
 
 
-def _quick_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
-    """new_results for tensors with memory, whose sizes are numbers; not float64."""
-    shape = q.shape
-    template = _lse_templates.get((shape, q.get_device()))
+def _quick_lse(q: Tensor) -> Tensor:
+    """The lse of new_results for a tensor with memory, whose sizes are numbers; not float64."""
+    template = _lse_templates.get((q.shape, q.get_device()))
     if template is None:
         template = _lse_template(q)
-    lse = _empty_like(template, memory_format=_contiguous)
-    if v.size(-1) != shape[-1]:
-        return q.new_empty((*shape[:-1], v.size(-1))), lse
-    return _empty_like(q, memory_format=_contiguous), lse
+    return _empty_like(template, memory_format=_contiguous)
+
+
+def _quick_out(q: Tensor, v: Tensor) -> Tensor:
+    if v.size(-1) != q.size(-1):
+        return q.new_empty((*q.shape[:-1], v.size(-1)))
+    return _empty_like(q, memory_format=_contiguous)
 
 
 class _QuickAttend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, softmax_scale, causal, window_left, window_right, softcap,
                 deterministic):
-        out, lse = _quick_results(q, v)
+        out, lse = _quick_out(q, v), _quick_lse(q)
         _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
                                softcap, workspace if q.is_cuda else None)
         ctx.save_for_backward(q, k, v, out, lse)
@@ -114,9 +116,9 @@ class _QuickAttend(torch.autograd.Function):
 
 def quick_attend(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: Optional[float], causal: bool,
-    window_left: int, window_right: int, softcap: float, deterministic: bool,
-) -> Optional[Tuple[Tensor, Tensor]]:
-    """out and lse of a call that nobody watches; None for all others.
+    window_left: int, window_right: int, softcap: float, deterministic: bool, needs_lse: bool,
+) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+    """out and, if it is needed, lse of a call that nobody watches; None for all others.
 
     Small calls spend more time here than in the kernel: nothing is done twice.
     """
@@ -130,7 +132,8 @@ def quick_attend(
     if _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _QuickAttend.apply(q, k, v, softmax_scale, causal, window_left, window_right,
                                   softcap, deterministic)
-    out, lse = _quick_results(q, v)
+    out = _quick_out(q, v)
+    lse = _quick_lse(q) if needs_lse else None
     _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
                            softcap, workspace if on_gpu else None)
     return out, lse

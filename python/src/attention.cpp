@@ -171,12 +171,13 @@ void bind_attention(nb::module_& module) {
       "max_seqlen_q"_a = 0, "max_seqlen_k"_a = 0, "seqused_q"_a = none, "seqused_k"_a = none,
       "block_table"_a = none, "dout"_a = none, "dlse"_a = none, "dq"_a = none, "dk"_a = none,
       "dv"_a = none, "dbias"_a = none, "dsinks"_a = none, "workspace"_a = none,
-      "AttentionCall of flashmha/plan.h: writes out and lse; with dout given, reads them and "
+      "AttentionCall of flashmha/plan.h: writes out and lse (may be None); with dout given, reads "
+      "them and "
       "writes dq, dk, dv and, where given, dbias and dsinks. workspace(bytes, device index) "
       "returns "
       "an array to work in; without it the library allocates.");
-  module.def("attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a,
-             "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
+  module.def("attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a,
+             "lse"_a.none(), "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
              "workspace"_a.none(), "attend with the options of most calls alone, all given.");
   module.def("attend_to_cache", &attend_to_cache, "q"_a, "k_cache"_a, "v_cache"_a, "out"_a, "lse"_a,
              "k"_a = none, "v"_a = none, "rotary_cos"_a = none, "rotary_sin"_a = none,

@@ -65,7 +65,7 @@ std::unique_ptr<Model> from_config(const std::string& directory, std::uint64_t s
   const model::LoadOptions options = load_options(dtype, device, attention);
   const nb::gil_scoped_release released;
   model::ModelConfig config = model::read_config(directory);
-  config.dtype = options.dtype.value_or(config.dtype);
+  config.dtype = options.dtype_for(config.dtype);
   config.device = options.device;
   config.attention_kind = options.attention_kind;
   return make(config, seed);
@@ -79,8 +79,9 @@ std::unique_ptr<Model> of_sizes(std::int64_t vocab_size, std::int64_t num_layers
                                 std::int64_t max_position_embeddings,
                                 std::optional<std::int64_t> bos_token_id,
                                 std::optional<std::int64_t> eos_token_id, std::uint64_t seed,
-                                const std::string& dtype, const std::string& device,
-                                const std::string& attention) {
+                                const std::optional<std::string>& dtype,
+                                const std::string& device, const std::string& attention) {
+  const model::LoadOptions options = load_options(dtype, device, attention);
   model::ModelConfig config = model::default_config();
   config.vocab_size = vocab_size;
   config.num_layers = num_layers;
@@ -93,9 +94,9 @@ std::unique_ptr<Model> of_sizes(std::int64_t vocab_size, std::int64_t num_layers
   config.attention.rotary->max_position_embeddings = max_position_embeddings;
   config.bos_token_id = bos_token_id;
   if (eos_token_id) config.eos_token_ids = {*eos_token_id};
-  config.dtype = parse_dtype(dtype);
-  config.device = parse_device(device);
-  config.attention_kind = parse_attention(attention);
+  config.dtype = options.dtype_for(DType::float32);
+  config.device = options.device;
+  config.attention_kind = options.attention_kind;
   const nb::gil_scoped_release released;
   return make(config, seed);
 }
@@ -208,7 +209,7 @@ void bind_class(nb::module_& module) {
       .def_static("of_sizes", &of_sizes, "vocab_size"_a, "num_layers"_a, "hidden_size"_a,
                   "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "intermediate_size"_a,
                   "max_position_embeddings"_a, "bos_token_id"_a = none, "eos_token_id"_a = none,
-                  "seed"_a = 0, "dtype"_a = "float32", "device"_a = "cpu", "attention"_a = "flash")
+                  "seed"_a = 0, "dtype"_a = none, "device"_a = "cpu", "attention"_a = "flash")
       .def("save", &save, "directory"_a, "max_shard_bytes"_a = model::SaveOptions{}.max_shard_bytes)
       .def("forward", &forward, "input_ids"_a, "attention_mask"_a = none, "position_ids"_a = none,
            "last_logits_only"_a = false, "numpy"_a = false)

@@ -10,8 +10,10 @@ EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
 def run(name, *arguments):
-    return subprocess.run([sys.executable, str(EXAMPLES / name), *map(str, arguments)], check=True,
-                          text=True, capture_output=True).stdout
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *map(str, arguments)], text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_attention():

@@ -46,7 +46,8 @@ void fill_unowned_rows(const AttentionCall& call, Pass pass, Stream stream) {
   const std::int64_t first_q = first_unowned_row(call.sequences.cu_seqlens_q);
   if (pass == Pass::forward) {
     fill_from(call.out, 0, first_q, 0.0, stream);
-    fill_from(call.lse, 1, first_q, -std::numeric_limits<double>::infinity(), stream);
+    if (call.lse.defined())
+      fill_from(call.lse, 1, first_q, -std::numeric_limits<double>::infinity(), stream);
     return;
   }
   const std::int64_t first_k = first_unowned_row(call.sequences.cu_seqlens_k);

@@ -261,10 +261,11 @@ void check_tensors(const AttentionCall& call, const Problem& problem) {
   rules.has_shape(call.out, "out", query_shape(problem, problem.sizes.head_dim_v),
                   query_axes(problem));
   check_data_tensor(rules, problem, call.out, "out");
-  check_lse(call.lse, "lse", problem, rules);
-  if (problem.pass == Pass::backward) return;  // which reads them
+  const bool backward = problem.pass == Pass::backward;  // which reads them
+  if (backward || call.lse.defined()) check_lse(call.lse, "lse", problem, rules);
+  if (backward) return;
   rules.no_overlap(call.out, "out");
-  rules.no_overlap(call.lse, "lse");
+  if (call.lse.defined()) rules.no_overlap(call.lse, "lse");
 }
 
 void check_options(const AttentionCall& call, const Problem& problem) {

@@ -99,7 +99,7 @@ struct ForwardKernels {
   void (*attend_block)(const QueryTile& tile, const KeyBlock& block);
   // Adds the sums of `part` (the same queries, other keys) to those of the tile.
   void (*merge)(const QueryTile& tile, const QueryTile& part);
-  // Writes scale * out / sum and the lse of rows [first, first + num_rows).
+  // Writes scale * out / sum and, unless it is null, the lse of rows [first, first + num_rows).
   void (*store_queries)(const QueryTile& tile, std::int64_t first, std::int64_t num_rows,
                         Storage storage, void* out, std::int64_t stride, float* lse, float scale);
 };

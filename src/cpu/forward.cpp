@@ -242,6 +242,7 @@ void clear_unused_rows(const Problem& problem, const AttentionCall& call) {
         std::memset(out.row(r), 0,
                     static_cast<std::size_t>(problem.sizes.head_dim_v) * out.element_bytes);
       }
+      if (!call.lse.defined()) continue;
       std::fill_n(call.lse.as<float>() + lse_offset(call.lse, sequence, head) + sequence.seqlen_q,
                   unused, -std::numeric_limits<float>::infinity());
     }
@@ -332,7 +333,9 @@ void end_tile(const Problem& problem, const AttentionCall& call, const TileRows&
   for (std::int64_t h = 0; h < rows.num_heads; ++h) {
     const std::int64_t head = rows.first_head + h;
     const HeadRows out = query_rows(call.out, rows.sequence, head);
-    float* lse = call.lse.as<float>() + lse_offset(call.lse, rows.sequence, head) + rows.first_row;
+    float* lse = call.lse.defined() ? call.lse.as<float>() +
+                                          lse_offset(call.lse, rows.sequence, head) + rows.first_row
+                                    : nullptr;
     kernels().forward->store_queries(tile, h * rows.num_rows, rows.num_rows,
                                      storage_of(problem.dtype), out.row(rows.first_row),
                                      out.row_stride, lse, dropout_scale(problem));

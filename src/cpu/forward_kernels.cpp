@@ -53,7 +53,7 @@ void load_queries(const QueryTile& tile, int64_t first, int64_t num_rows, Storag
 
 void store_queries(const QueryTile& tile, int64_t first, int64_t num_rows, Storage storage,
                    void* out, int64_t stride, float* lse, float scale) {
-  for (int64_t r = 0; r < num_rows; r += kLanes) {
+  for (int64_t r = 0; lse != nullptr && r < num_rows; r += kLanes) {
     const int count = static_cast<int>(smaller(kLanes, num_rows - r));
     const Vec total = load_n(tile.sum + first + r, count);
     const Vec ends = load_n(tile.top + first + r, count) + log(total);

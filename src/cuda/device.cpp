@@ -12,7 +12,7 @@
 namespace flashmha {
 namespace {
 
-constexpr int kMaxDevices = 64;
+using cuda::kMaxDevices;
 
 struct Counter {
   std::atomic<std::size_t> current{0};

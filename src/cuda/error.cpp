@@ -1,5 +1,9 @@
 #include "cuda/error.h"
 
+#include <array>
+#include <atomic>
+#include <cstddef>
+
 #include "core/cuda.h"
 
 namespace flashmha {
@@ -40,7 +44,7 @@ void require_not_recorded(const char* function, cudaStream_t stream) {
       function);
 }
 
-CurrentDevice::CurrentDevice(Device device, const char* function) {
+CurrentDevice::CurrentDevice(Device device, const char* function) : device_(device.index) {
   const auto require = [&](cudaError_t error) {
     if (error == cudaSuccess) [[likely]]
       return;
@@ -48,11 +52,11 @@ CurrentDevice::CurrentDevice(Device device, const char* function) {
          device_name(device), explain(error), cuda_num_devices());
   };
   require(cudaGetDevice(&previous_));
-  require(cudaSetDevice(device.index));
+  if (previous_ != device_) require(cudaSetDevice(device_));
 }
 
 CurrentDevice::~CurrentDevice() {
-  cudaSetDevice(previous_);
+  if (previous_ != device_) cudaSetDevice(previous_);
 }
 
 namespace {
@@ -63,17 +67,39 @@ int attribute_of(Device device, cudaDeviceAttr attribute) {
   return value;
 }
 
+// A property of a device, asked for once: every call of attention wants to know. 0: not known yet,
+// or no such device.
+class DeviceProperty {
+ public:
+  template <class Ask>
+  int of(Device device, const Ask& ask) {
+    if (device.index < 0 || device.index >= kMaxDevices) return 0;
+    std::atomic<int>& known = values_[static_cast<std::size_t>(device.index)];
+    int value = known.load(std::memory_order_relaxed);
+    if (value != 0 || device.index >= cuda_num_devices()) return value;
+    value = ask();
+    known.store(value, std::memory_order_relaxed);
+    return value;
+  }
+
+ private:
+  std::array<std::atomic<int>, kMaxDevices> values_{};
+};
+
 }  // namespace
 
 int compute_capability(Device device) {
-  if (device.index >= cuda_num_devices()) return 0;
-  return 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
-         attribute_of(device, cudaDevAttrComputeCapabilityMinor);
+  static DeviceProperty property;
+  return property.of(device, [&] {
+    return 10 * attribute_of(device, cudaDevAttrComputeCapabilityMajor) +
+           attribute_of(device, cudaDevAttrComputeCapabilityMinor);
+  });
 }
 
 int most_shared_bytes(Device device) {
-  if (device.index >= cuda_num_devices()) return 0;
-  return attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  static DeviceProperty property;
+  return property.of(device,
+                     [&] { return attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin); });
 }
 
 }  // namespace cuda

@@ -8,6 +8,8 @@
 
 namespace flashmha::cuda {
 
+inline constexpr int kMaxDevices = 64;
+
 // Throws Error(device) with what was being done and the runtime's words, unless `error` is success.
 void check_cuda(cudaError_t error, const char* function, Device device);
 
@@ -21,6 +23,7 @@ class CurrentDevice {
   ~CurrentDevice();
 
  private:
+  int device_;
   int previous_ = 0;
 };
 

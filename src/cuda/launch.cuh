@@ -1,6 +1,8 @@
 // The one way in which kernels are started.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include "cuda/launch.h"
@@ -13,15 +15,14 @@ Launch start(const char* name, void (*kernel)(Parameters...), std::int64_t num_b
              const std::type_identity_t<Parameters>&... arguments) {
   Launch launch{cudaSuccess, name, num_blocks, num_threads, shared_bytes};
   if (num_blocks == 0) return launch;
-  constexpr int kWithoutAsking = 48 * 1024;
-  if (shared_bytes > kWithoutAsking) {
-    launch.error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (launch.error != cudaSuccess) return launch;
-  }
-  kernel<<<static_cast<unsigned>(num_blocks), static_cast<unsigned>(num_threads),
-           static_cast<std::size_t>(shared_bytes), stream>>>(arguments...);
-  launch.error = cudaGetLastError();
+  const void* function = reinterpret_cast<const void*>(kernel);
+  launch.error = allow_shared_bytes(function, shared_bytes);
+  if (launch.error != cudaSuccess) return launch;
+  std::array<void*, sizeof...(Parameters)> addresses = {
+      const_cast<void*>(static_cast<const void*>(&arguments))...};
+  launch.error = cudaLaunchKernel(function, dim3(static_cast<unsigned>(num_blocks)),
+                                  dim3(static_cast<unsigned>(num_threads)), addresses.data(),
+                                  static_cast<std::size_t>(shared_bytes), stream);
   return launch;
 }
 

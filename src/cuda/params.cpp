@@ -73,7 +73,6 @@ ForwardParams forward_params(const Problem& problem, const AttentionCall& call) 
                        .k = rows_of(decode ? call.cache.k : call.k),
                        .v = rows_of(decode ? call.cache.v : call.v),
                        .out = rows_of(call.out),
-                       .lse = call.lse.as<float>(),
                        .lengths = lengths_of(problem, call),
                        .pages = pages_of(problem, call),
                        .band = problem.band,
@@ -82,9 +81,12 @@ ForwardParams forward_params(const Problem& problem, const AttentionCall& call) 
                        .group_size = static_cast<std::int32_t>(problem.group_size()),
                        .head_dim = static_cast<std::int32_t>(sizes.head_dim),
                        .head_dim_v = static_cast<std::int32_t>(sizes.head_dim_v)};
-  const bool ragged = call.lse.rank() == 2;
-  params.lse_batch_stride = ragged ? 0 : call.lse.strides[0];
-  params.lse_head_stride = call.lse.strides[ragged ? 0 : 1];
+  if (call.lse.defined()) {
+    const bool ragged = call.lse.rank() == 2;
+    params.lse = call.lse.as<float>();
+    params.lse_batch_stride = ragged ? 0 : call.lse.strides[0];
+    params.lse_head_stride = call.lse.strides[ragged ? 0 : 1];
+  }
   params.scores = {.softmax_scale = problem.scores.softmax_scale,
                    .softcap = problem.scores.softcap,
                    .alibi = per_head(options.alibi_slopes),

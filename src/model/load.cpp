@@ -128,13 +128,17 @@ class Weights {
 
 }  // namespace
 
+DType LoadOptions::dtype_for(DType configured) const {
+  const bool needs_16_bits =
+      device.type == DeviceType::cuda && attention_kind == AttentionKind::flash;
+  if (needs_16_bits && configured == DType::float32) configured = DType::bfloat16;
+  return dtype.value_or(configured);
+}
+
 std::unique_ptr<CausalLM> load_pretrained(const std::string& directory,
                                           const LoadOptions& options) {
   ModelConfig config = read_config(directory);
-  const bool needs_16_bits =
-      options.device.type == DeviceType::cuda && options.attention_kind == AttentionKind::flash;
-  if (needs_16_bits && config.dtype == DType::float32) config.dtype = DType::bfloat16;
-  config.dtype = options.dtype.value_or(config.dtype);
+  config.dtype = options.dtype_for(config.dtype);
   config.device = options.device;
   config.attention_kind = options.attention_kind;
   const Weights weights(directory, "load_pretrained");

@@ -63,7 +63,7 @@ void forward_row(const Problem& problem, const AttentionCall& call, const Head<T
     add_scaled(weight, head.value(j), head_dim_v, sum.data());
   }
   store_row(sum.data(), head_dim_v, head.query_row(call.out, i));
-  head.lse(call.lse, i) = static_cast<Wide<T>>(lse);
+  if (call.lse.defined()) head.lse(call.lse, i) = static_cast<Wide<T>>(lse);
 }
 
 // Rows behind a sequence's real queries (seqused_q): 0 and -inf.
@@ -71,7 +71,7 @@ template <class T>
 void clear_row(const Problem& problem, const AttentionCall& call, const Head<T>& head,
                std::int64_t i) {
   std::fill_n(head.query_row(call.out, i), problem.sizes.head_dim_v, T{});
-  head.lse(call.lse, i) = -std::numeric_limits<Wide<T>>::infinity();
+  if (call.lse.defined()) head.lse(call.lse, i) = -std::numeric_limits<Wide<T>>::infinity();
 }
 
 std::size_t scratch_bytes(const Problem& problem) {

@@ -140,7 +140,7 @@ TEST_F(Generate, batches_write_one_after_another_and_as_json) {
   EXPECT_EQ(report.at("results").at(0).at("finish_reason"),
             finish_reason_name(texts[0].finish_reason));
   const auto& speed = report.at("speed");
-  EXPECT_GT(speed.at("read_share").get<double>(), 0.0);
+  EXPECT_GT(speed.at("memory_share").get<double>(), 0.0);
   std::size_t num_tokens = 0;
   for (const GeneratedText& text : texts)
     num_tokens += text.tokens.size();

@@ -105,7 +105,7 @@ def flash_attn_func(
         left, right = window_size
         try:
             results = quick_attend(q, k, v, softmax_scale, causal, left, right, softcap,
-                                   deterministic)
+                                   deterministic, False)
             if results is not None and q.size(0) > 0:
                 return results[0]
         except (InvalidArgument, Unsupported):  # said below, or served there

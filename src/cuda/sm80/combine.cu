@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     out[column].bits = static_cast<std::uint16_t>(pack<T>(sum > 0.0f ? value / sum : 0.0f, 0.0f));
   }
-  if (lane == 0) {
+  if (lane == 0 && params.lse != nullptr) {
     params.lse[batch * params.lse_batch_stride + head * params.lse_head_stride + row] =
         sum > 0.0f ? top + logf(sum) : sink;
   }

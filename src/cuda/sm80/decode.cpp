@@ -135,7 +135,7 @@ void launch_decode(const Problem& problem, const AttentionCall& call,
     params.q = rotated;
   }
   const bool lse_rows_are_neighbours =
-      params.lse_head_stride == 1 || problem.sizes.num_heads_q == 1;
+      params.lse == nullptr || params.lse_head_stride == 1 || problem.sizes.num_heads_q == 1;
   if (heads_are_rows(problem) && lse_rows_are_neighbours) params = with_heads_as_rows(params);
   Splits splits = splits_of(problem);
   splits.lse = reinterpret_cast<float*>(workspace.data() + query_bytes(problem));

@@ -235,7 +235,7 @@ struct ForwardBlock {
     }
   }
 
-  // Divides by the sums, writes lse and leaves the rows of the warp in its part of the tile of Q,
+  // Divides by the sums, writes lse if there is one, and leaves the rows of the warp in its part of the tile of Q,
   // which nobody else reads.
   __device__ __forceinline__ void finish(const SoftmaxRows<kRowTiles>& softmax,
                                          const Accumulator (&out)[kRowTiles][kOutTiles],
@@ -253,7 +253,8 @@ struct ForwardBlock {
         const int row = first_row + tile_row;
         const auto end = softmax.finish(m, half, scale_log2, sink);
         const bool real = row < seqlen_q;
-        if (lane % 4 == 0 && row < sequence.allocated_q) lse[row] = real ? end.lse : -INFINITY;
+        if (params.lse != nullptr && lane % 4 == 0 && row < sequence.allocated_q)
+          lse[row] = real ? end.lse : -INFINITY;
 #pragma unroll
         for (int n = 0; n < kOutTiles; ++n) {
           const float factor = end.factor * keep_scale;

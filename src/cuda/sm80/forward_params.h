@@ -9,7 +9,7 @@ namespace flashmha::cuda {
 
 struct ForwardParams {
   Rows q, k, v, out;
-  float* lse = nullptr;
+  float* lse = nullptr;               // null: nobody needs it
   std::int64_t lse_batch_stride = 0;  // 0 of a ragged batch
   std::int64_t lse_head_stride = 0;
   Lengths lengths;
