@@ -124,7 +124,7 @@ struct KernelEntry {
 };
 
 // All entries in order of preference: fast ones first, the reference last.
-std::vector<const KernelEntry*> registry();
+const std::vector<const KernelEntry*>& registry();
 
 struct Offer {
   std::string_view kernel;

@@ -71,8 +71,9 @@ def attend_quickly(
     window_right: int,
     softcap: float,
     workspace: Optional[Callable[[int, int], Any]],
-) -> None:
-    """attend with the options of most calls alone, all given."""
+) -> bool:
+    """attend with the options of most calls alone, all given. False, and nothing done: q has not 4
+    dimensions, no batch, another head_dim than v, or float64."""
 
 def attend_to_cache(
     q: Any,

@@ -63,6 +63,7 @@ def autocast(*tensors: Tensor) -> Tuple[Tensor, ...]:
 
 # ---- a small call without options ----------------------------------------------------------------
 
+_attend_quickly = _native.attend_quickly
 _empty_like = torch.empty_like
 _contiguous = torch.contiguous_format
 # A tensor of one element, expanded, for every shape of lse: empty_like is the quickest way to a new
@@ -74,32 +75,26 @@ def _lse_template(q: Tensor) -> Tensor:
     shape = q.shape
     if len(_lse_templates) >= 1000:
         _lse_templates.clear()
-    lse_shape = (shape[1], shape[0]) if len(shape) == 3 else (shape[0], shape[2], shape[1])
-    template = torch.empty((1,), dtype=torch.float32, device=q.device).expand(lse_shape)
+    template = torch.empty((1,), dtype=torch.float32, device=q.device)
+    template = template.expand((shape[0], shape[2], shape[1]))
     return _lse_templates.setdefault((shape, q.get_device()), template)
 
 
 def _quick_lse(q: Tensor) -> Tensor:
-    """The lse of new_results for a tensor with memory, whose sizes are numbers; not float64."""
+    """An lse for a tensor of 4 dimensions with memory, whose sizes are numbers; not float64."""
     template = _lse_templates.get((q.shape, q.get_device()))
     if template is None:
         template = _lse_template(q)
     return _empty_like(template, memory_format=_contiguous)
 
 
-def _quick_out(q: Tensor, v: Tensor) -> Tensor:
-    if v.size(-1) != q.size(-1):
-        return q.new_empty((*q.shape[:-1], v.size(-1)))
-    return _empty_like(q, memory_format=_contiguous)
-
-
 class _QuickAttend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, softmax_scale, causal, window_left, window_right, softcap,
                 deterministic):
-        out, lse = _quick_out(q, v), _quick_lse(q)
-        _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
-                               softcap, workspace if q.is_cuda else None)
+        out, lse = _empty_like(q, memory_format=_contiguous), _quick_lse(q)
+        _attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
+                        softcap, workspace if q.is_cuda else None)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.options = (softmax_scale, causal, window_left, window_right, softcap, deterministic)
         ctx.set_materialize_grads(False)
@@ -122,21 +117,22 @@ def quick_attend(
 
     Small calls spend more time here than in the kernel: nothing is done twice.
     """
-    if not (type(q) is type(k) is type(v) is Tensor) or _is_compiling() or q.dim() != 4:
+    if (not (type(q) is type(k) is type(v) is Tensor) or _is_compiling() or
+            _len_dispatch_stack() != 0 or _peek_interpreter() is not None):
         return None
     on_gpu = q.is_cuda
-    if (not (on_gpu or q.is_cpu) or _len_dispatch_stack() != 0 or
-            _peek_interpreter() is not None or q.dtype is torch.float64 or
-            _is_autocast_enabled("cuda" if on_gpu else "cpu")):
+    if not (on_gpu or q.is_cpu) or _is_autocast_enabled("cuda" if on_gpu else "cpu"):
         return None
     if _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        if q.dim() != 4 or q.size(0) == 0 or q.size(-1) != v.size(-1) or q.dtype is torch.float64:
+            return None
         return _QuickAttend.apply(q, k, v, softmax_scale, causal, window_left, window_right,
                                   softcap, deterministic)
-    out = _quick_out(q, v)
-    lse = _quick_lse(q) if needs_lse else None
-    _native.attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
+    out = _empty_like(q, memory_format=_contiguous)
+    lse = _quick_lse(q) if needs_lse and q.dim() == 4 else None
+    done = _attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
                            softcap, workspace if on_gpu else None)
-    return out, lse
+    return (out, lse) if done else None
 
 
 # ---- all others ----------------------------------------------------------------------------------

@@ -93,10 +93,12 @@ TensorView CallArrays::view(nb::handle object, const char* what, bool writable) 
   result.strides = tensor.strides == nullptr
                        ? contiguous_strides(result.shape)
                        : Shape(std::span<const std::int64_t>(tensor.strides, rank));
-  if (*device == DeviceType::cuda && stream_.handle == nullptr &&
-      exchange->current_stream(tensor.device.device_type, tensor.device.device_id,
-                               &stream_.handle) != 0) {
-    throw nb::python_error();
+  if (*device == DeviceType::cuda && !knows_stream_) {
+    knows_stream_ = true;
+    if (exchange->current_stream(tensor.device.device_type, tensor.device.device_id,
+                                 &stream_.handle) != 0) {
+      throw nb::python_error();
+    }
   }
   return result;
 }
@@ -130,7 +132,8 @@ TensorView CallArrays::from_protocol(nb::handle given, const char* what, bool wr
                     Device{*device, *device == DeviceType::cpu ? 0 : array.device_id()},
                     Shape(std::span<const std::int64_t>(array.shape_ptr(), array.ndim())),
                     Shape(std::span<const std::int64_t>(array.stride_ptr(), array.ndim()))};
-  if (*device == DeviceType::cuda && stream_.handle == nullptr) {
+  if (*device == DeviceType::cuda && !knows_stream_) {
+    knows_stream_ = true;
     const nb::object stream =
         nb::module_::import_("flashmha.arrays").attr("current_stream")(object);
     stream_.handle = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));

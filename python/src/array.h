@@ -36,6 +36,7 @@ class CallArrays {
 
   const char* function_;
   Stream stream_;
+  bool knows_stream_ = false;
   // Owned views of arrays whose library lacks the fast exchange.
   std::array<nanobind::ndarray<>, kMaxArrays> owned_;
   std::size_t num_owned_ = 0;

@@ -106,8 +106,9 @@ void attend(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle
   run_without_gil(call, arrays, workspace);
 }
 
-// The call of a small forward pass, where every argument that is looked at costs.
-void attend_quickly(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
+// The call of a small forward pass, where every argument that is looked at costs. False: it is none
+// of those that out, an array like q, fits, or an error; nothing was done.
+bool attend_quickly(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
                     std::optional<float> softmax_scale, bool causal, std::int64_t window_left,
                     std::int64_t window_right, float softcap, nb::handle workspace) {
   AttentionCall call;
@@ -115,6 +116,10 @@ void attend_quickly(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb
   call.q = arrays.read(q, "q");
   call.k = arrays.read(k, "k");
   call.v = arrays.read(v, "v");
+  if (call.q.rank() != 4 || call.v.rank() != 4 || call.q.size(0) == 0 ||
+      call.q.size(-1) != call.v.size(-1) || call.q.dtype == DType::float64) {
+    return false;
+  }
   call.out = arrays.write(out, "out");
   call.lse = arrays.write(lse, "lse");
   call.options.softmax_scale = softmax_scale;
@@ -123,6 +128,7 @@ void attend_quickly(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb
   call.options.window_right = window_right;
   call.options.softcap = softcap;
   run_without_gil(call, arrays, workspace);
+  return true;
 }
 
 void attend_to_cache(nb::handle q, nb::handle k_cache, nb::handle v_cache, nb::handle out,
@@ -178,7 +184,8 @@ void bind_attention(nb::module_& module) {
       "an array to work in; without it the library allocates.");
   module.def("attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a,
              "lse"_a.none(), "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
-             "workspace"_a.none(), "attend with the options of most calls alone, all given.");
+             "workspace"_a.none(), "attend with the options of most calls alone, all given. False, and nothing done: q has "
+             "not 4 dimensions, no batch, another head_dim than v, or float64.");
   module.def("attend_to_cache", &attend_to_cache, "q"_a, "k_cache"_a, "v_cache"_a, "out"_a, "lse"_a,
              "k"_a = none, "v"_a = none, "rotary_cos"_a = none, "rotary_sin"_a = none,
              "rotary_interleaved"_a = false, "positions"_a = none, "cache_seqlens"_a = none,

@@ -11,13 +11,13 @@ namespace flashmha {
 namespace {
 
 // The entries to consider: all, or the one that FLASHMHA_FORCE_KERNEL names.
-std::vector<const KernelEntry*> candidates() {
-  std::vector<const KernelEntry*> entries = registry();
+std::span<const KernelEntry* const> candidates() {
+  const std::vector<const KernelEntry*>& entries = registry();
   const char* forced = std::getenv("FLASHMHA_FORCE_KERNEL");
   if (forced == nullptr || *forced == '\0') return entries;
   std::string names;
-  for (const KernelEntry* entry : entries) {
-    if (entry->name == forced) return {entry};
+  for (const KernelEntry* const& entry : entries) {
+    if (entry->name == forced) return {&entry, 1};
     names += (names.empty() ? "" : ", ") + std::string(entry->name);
   }
   fail(ErrorCode::invalid_argument, "[make_plan] FLASHMHA_FORCE_KERNEL is '{}'; kernels are: {}",
@@ -26,12 +26,15 @@ std::vector<const KernelEntry*> candidates() {
 
 }  // namespace
 
-std::vector<const KernelEntry*> registry() {
-  std::vector<const KernelEntry*> entries;
-  for (const auto kernels : {cuda_kernels(), cpu_kernels(), reference_kernels()}) {
-    for (const KernelEntry& entry : kernels)
-      entries.push_back(&entry);
-  }
+const std::vector<const KernelEntry*>& registry() {
+  static const std::vector<const KernelEntry*> entries = [] {
+    std::vector<const KernelEntry*> all;
+    for (const auto kernels : {cuda_kernels(), cpu_kernels(), reference_kernels()}) {
+      for (const KernelEntry& entry : kernels)
+        all.push_back(&entry);
+    }
+    return all;
+  }();
   return entries;
 }
 
@@ -44,7 +47,7 @@ std::vector<Offer> query(const Problem& problem) {
 }
 
 Plan make_plan(const Problem& problem) {
-  const std::vector<const KernelEntry*> entries = candidates();
+  const std::span<const KernelEntry* const> entries = candidates();
   for (const KernelEntry* entry : entries) {
     if (entry->refuse(problem).empty()) return {entry, problem, entry->workspace_bytes(problem)};
   }
@@ -62,8 +65,10 @@ void run(const Plan& plan, const AttentionCall& call, std::span<std::byte> works
          Stream stream) {
   check(plan.kernel != nullptr, "[run] the plan is empty: make it with make_plan");
   const Problem problem = make_problem(call);
-  check(problem == plan.problem, "[run] the call does not fit the plan; planned {}; got {}",
-        describe(plan.problem), describe(problem));
+  if (problem != plan.problem) {
+    fail(ErrorCode::invalid_argument, "[run] the call does not fit the plan; planned {}; got {}",
+         describe(plan.problem), describe(problem));
+  }
   check(workspace.size() >= plan.workspace_bytes,
         "[run] the plan needs {} bytes of workspace; got {}", plan.workspace_bytes,
         workspace.size());

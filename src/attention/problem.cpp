@@ -17,8 +17,8 @@ Pass pass_of(const AttentionCall& call) {
 void check_ranks(const AttentionCall& call, Pass pass, bool ragged, bool paged) {
   const Rules rules(call.name);
   rules.require(!call.dout.defined() || !call.cache.k.defined(),
-                "attention to a cache has no backward; got dout {}, cache.k {}",
-                to_string(call.dout), to_string(call.cache.k));
+                "attention to a cache has no backward; got dout {}, cache.k {}", call.dout,
+                call.cache.k);
   if (pass == Pass::decode) {
     const std::string_view cache_axes = paged ? "[num_pages, page_size, num_heads_kv, head_dim]"
                                               : "[batch, capacity, num_heads_kv, head_dim]";
@@ -26,7 +26,7 @@ void check_ranks(const AttentionCall& call, Pass pass, bool ragged, bool paged) 
     rules.has_rank(call.cache.k, "cache.k", 4, cache_axes);
     rules.has_rank(call.cache.v, "cache.v", 4, cache_axes);
     rules.require(!ragged, "a cache and cu_seqlens exclude each other; got cache.k {}",
-                  to_string(call.cache.k));
+                  call.cache.k);
   } else if (ragged) {
     const std::string_view key_axes = paged ? "[num_pages, page_size, num_heads_kv, head_dim]"
                                             : "[total_k, num_heads_kv, head_dim]";

@@ -72,7 +72,7 @@ class Rules {
   // Of what is written: threads write elements in any order.
   void no_overlap(const TensorView& tensor, std::string_view what) const {
     require(elements_are_apart(tensor), "{} must not overlap itself; got {} with strides {}", what,
-            to_string(tensor), to_string(tensor.strides));
+            tensor, tensor.strides);
   }
   void has_data(const TensorView& tensor, std::string_view what) const {
     require(tensor.data != nullptr || tensor.numel() == 0, "{} has no memory; got {}", what,

@@ -3,6 +3,7 @@
 
 #include "core/check.h"
 #include "core/cuda.h"
+#include "core/format.h"
 #include "core/visit.h"
 #include "flashmha/tensor.h"
 
@@ -54,12 +55,12 @@ void for_each_row(const TensorView& source, const TensorView& destination, Row r
 }  // namespace
 
 void copy(const TensorView& source, const TensorView& destination, Stream stream) {
-  check(source.shape == destination.shape, "[copy] shapes must be equal; got {} and {}",
-        to_string(source), to_string(destination));
+  check(source.shape == destination.shape, "[copy] shapes must be equal; got {} and {}", source,
+        destination);
   check(source.dtype == destination.dtype ||
             is_floating(source.dtype) == is_floating(destination.dtype),
-        "[copy] converts floating to floating or integer to integer; got {} and {}",
-        to_string(source), to_string(destination));
+        "[copy] converts floating to floating or integer to integer; got {} and {}", source,
+        destination);
   if (!source.defined()) return;
   if (!on_host(source) || !on_host(destination)) return cuda_copy(source, destination, stream);
   const int inner = source.rank() - 1;

@@ -6,6 +6,7 @@
 
 #include "core/allocator.h"
 #include "core/check.h"
+#include "core/format.h"
 
 namespace flashmha {
 namespace {
@@ -16,11 +17,11 @@ std::size_t checked_bytes(const Shape& shape, DType dtype) {
   bool overflow = false;
   bool empty = false;
   for (const std::int64_t size : shape) {
-    check(size >= 0, "[Tensor::empty] sizes must not be negative; got {}", to_string(shape));
+    check(size >= 0, "[Tensor::empty] sizes must not be negative; got {}", shape);
     empty |= size == 0;
     if (size > 0) overflow |= __builtin_mul_overflow(bytes, size, &bytes);
   }
-  check(empty || !overflow, "[Tensor::empty] shape {} has more than 2^63 bytes", to_string(shape));
+  check(empty || !overflow, "[Tensor::empty] shape {} has more than 2^63 bytes", shape);
   return empty ? 0 : static_cast<std::size_t>(bytes);
 }
 
@@ -28,7 +29,7 @@ int checked_dim(const TensorView& view, int dim, const char* function) {
   const int rank = view.rank();
   if (dim >= -rank && dim < rank) return dim < 0 ? dim + rank : dim;  // kernels ask once per row
   fail(ErrorCode::invalid_argument, "[{}] dimension {} is outside of rank {}; got {}", function,
-       dim, rank, to_string(view));
+       dim, rank, view);
 }
 
 std::byte* element(const TensorView& view, std::int64_t offset) {
@@ -78,14 +79,13 @@ bool TensorView::is_contiguous() const {
 void TensorView::require_dtype(DType expected) const {
   if (dtype == expected) return;  // before the message is formatted: this runs once per element
   check(false, "[TensorView::as] elements are {}, not {}; got {}", dtype_name(dtype),
-        dtype_name(expected), to_string(*this));
+        dtype_name(expected), *this);
 }
 
 TensorView TensorView::slice(int dim, std::int64_t begin, std::int64_t end) const {
   const int d = checked_dim(*this, dim, "TensorView::slice");
   check(0 <= begin && begin <= end && end <= shape[d],
-        "[TensorView::slice] range [{}, {}) does not fit dimension {} of {}", begin, end, d,
-        to_string(*this));
+        "[TensorView::slice] range [{}, {}) does not fit dimension {} of {}", begin, end, d, *this);
   TensorView result = *this;
   result.data = element(*this, begin * strides[d]);
   result.shape[d] = end - begin;
@@ -94,10 +94,9 @@ TensorView TensorView::slice(int dim, std::int64_t begin, std::int64_t end) cons
 
 TensorView TensorView::select(int dim, std::int64_t index) const {
   const int d = checked_dim(*this, dim, "TensorView::select");
-  check(rank() >= 2, "[TensorView::select] needs rank 2 or more; got {}", to_string(*this));
+  check(rank() >= 2, "[TensorView::select] needs rank 2 or more; got {}", *this);
   check(0 <= index && index < shape[d],
-        "[TensorView::select] index {} is outside of dimension {} of {}", index, d,
-        to_string(*this));
+        "[TensorView::select] index {} is outside of dimension {} of {}", index, d, *this);
   TensorView result = *this;
   result.data = element(*this, index * strides[d]);
   for (int i = d; i + 1 < rank(); ++i) {
@@ -122,14 +121,13 @@ TensorView TensorView::transpose(int dim0, int dim1) const {
 
 TensorView TensorView::reshape(const Shape& new_shape) const {
   check(is_contiguous(), "[TensorView::reshape] needs a contiguous tensor; got {} with strides {}",
-        to_string(*this), to_string(strides));
+        *this, strides);
   Shape resolved = new_shape;
   std::int64_t known = 1;
   int inferred = -1;
   for (int dim = 0; dim < resolved.rank; ++dim) {
     if (resolved[dim] == -1) {
-      check(inferred < 0, "[TensorView::reshape] only one size may be -1; got {}",
-            to_string(new_shape));
+      check(inferred < 0, "[TensorView::reshape] only one size may be -1; got {}", new_shape);
       inferred = dim;
     } else {
       known *= resolved[dim];
@@ -140,7 +138,7 @@ TensorView TensorView::reshape(const Shape& new_shape) const {
   result.shape = resolved;
   result.strides = contiguous_strides(resolved);
   check(result.numel() == numel(), "[TensorView::reshape] {} does not have the size of {}",
-        to_string(new_shape), to_string(*this));
+        new_shape, *this);
   return result;
 }
 
@@ -153,12 +151,10 @@ TensorView TensorView::broadcast_to(const Shape& target) const {
     const bool present = dim >= missing;
     const std::int64_t size = present ? shape[dim - missing] : 1;
     check(missing >= 0 && (size == target[dim] || size == 1),
-          "[TensorView::broadcast_to] {} cannot be broadcast to {}", to_string(*this),
-          to_string(target));
+          "[TensorView::broadcast_to] {} cannot be broadcast to {}", *this, target);
     result.strides[dim] = present && size == target[dim] ? strides[dim - missing] : 0;
   }
-  check(missing >= 0, "[TensorView::broadcast_to] {} cannot be broadcast to {}", to_string(*this),
-        to_string(target));
+  check(missing >= 0, "[TensorView::broadcast_to] {} cannot be broadcast to {}", *this, target);
   return result;
 }
 
@@ -202,7 +198,7 @@ Tensor Tensor::adopt(const TensorView& view, std::shared_ptr<void> owner) {
 
 void copy_values(const Tensor& destination, const void* values, std::size_t count) {
   check(static_cast<std::int64_t>(count) == destination.numel(),
-        "[Tensor::from] {} values do not fill shape {}", count, to_string(destination.shape()));
+        "[Tensor::from] {} values do not fill shape {}", count, destination.shape());
   if (count > 0) std::memcpy(destination.view().data, values, destination.view().bytes());
 }
 

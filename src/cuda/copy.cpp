@@ -1,6 +1,7 @@
 // copy() and fill() where a tensor is on a GPU. Between a GPU and the host only contiguous bytes
 // travel; strides and conversions are the business of the side that has them.
 #include "core/cuda.h"
+#include "core/format.h"
 #include "cuda/algo/elementwise.h"
 #include "cuda/error.h"
 
@@ -22,8 +23,7 @@ void copy_bytes(const TensorView& source, const TensorView& destination, cudaMem
 
 void copy_on_device(const TensorView& source, const TensorView& destination, Stream stream) {
   check(source.device == destination.device,
-        "[copy] copies between two GPUs go through the host; got {} and {}", to_string(source),
-        to_string(destination));
+        "[copy] copies between two GPUs go through the host; got {} and {}", source, destination);
   const bool same = source.dtype == destination.dtype;
   if (same && source.is_contiguous() && destination.is_contiguous()) {
     return copy_bytes(source, destination, cudaMemcpyDeviceToDevice, source.device, stream);

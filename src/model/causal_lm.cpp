@@ -131,7 +131,7 @@ void CausalLM::backward(const TensorView& dlogits, const ModelInputs& inputs, Sa
   const std::int64_t seqlen = inputs.input_ids.size(1);
   check(dlogits.shape == Shape({batch, seqlen, config_.vocab_size}) && dlogits.is_contiguous(),
         "[CausalLM.backward] dlogits must be contiguous [{},{},{}], as the logits; got {}", batch,
-        seqlen, config_.vocab_size, to_string(dlogits));
+        seqlen, config_.vocab_size, dlogits);
   check(saved.layers.size() == layers_.size() && saved.x.defined(),
         "[CausalLM.backward] saved must come from a forward of this model, and serves once");
 
@@ -189,7 +189,7 @@ void CausalLM::check_inputs(const ModelInputs& inputs) const {
   check(ids.rank() == 2 && (ids.dtype == DType::int32 || ids.dtype == DType::int64) &&
             ids.numel() > 0,
         "[CausalLM.forward] input_ids must be int32 or int64 [batch, seqlen], not empty; got {}",
-        to_string(ids));
+        ids);
   check(!inputs.caches || inputs.caches->layers.size() == layers_.size(),
         "[CausalLM.forward] there must be a cache for each of the {} layers; got {}",
         layers_.size(), inputs.caches ? inputs.caches->layers.size() : 0);

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "core/check.h"
+#include "core/format.h"
 #include "core/located.h"
 #include "model/draw.h"
 #include "model/generation_batch.h"
@@ -313,10 +314,10 @@ std::vector<Generated> generate(const CausalLM& model,
 Tensor generate(const CausalLM& model, const TensorView& prompts, const TensorView& attention_mask,
                 nn::KVCaches* caches, const GenerationOptions& options) {
   check(prompts.rank() == 2 && prompts.numel() > 0,
-        "[generate] prompts must be [batch, seqlen], not empty; got {}", to_string(prompts));
+        "[generate] prompts must be [batch, seqlen], not empty; got {}", prompts);
   check(!attention_mask.defined() || attention_mask.shape == prompts.shape,
-        "[generate] attention_mask must have the shape of prompts; got {} and {}",
-        to_string(attention_mask), to_string(prompts));
+        "[generate] attention_mask must have the shape of prompts; got {} and {}", attention_mask,
+        prompts);
   check(!caches || caches->seqlen() == 0, "[generate] caches must be empty; they hold {} tokens",
         caches ? caches->seqlen() : 0);
   const std::vector<Tokens> rows = rows_of(prompts, attention_mask);

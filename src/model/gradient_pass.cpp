@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/format.h"
 #include "core/located.h"
 #include "model/loss.h"
 
@@ -98,7 +99,7 @@ Loss GradientPass::operator()(const ModelInputs& inputs, const TensorView& targe
   check(inputs.input_ids.rank() == 2 && targets.numel() == inputs.input_ids.numel(),
         "[GradientPass] input_ids must be [batch, seqlen] and targets [batch * seqlen]; got {} and "
         "{}",
-        to_string(inputs.input_ids), to_string(targets));
+        inputs.input_ids, targets);
   if (!recording_ || !recording_->serves(inputs)) {
     recording_.reset();  // its memory first
     const PackedSequences* packed = inputs.packed;

@@ -5,6 +5,7 @@
 #include <numbers>
 
 #include "core/check.h"
+#include "core/format.h"
 #include "core/parallel.h"
 #include "core/visit.h"
 #include "model/mix.h"
@@ -31,8 +32,7 @@ void for_each_chunk(std::int64_t count, Body body) {
 
 // Pairs of elements by Box & Muller (1958).
 void fill_normal(const TensorView& values, std::uint64_t seed, double standard_deviation) {
-  check(values.is_contiguous(), "[fill_normal] values must be contiguous; got {}",
-        to_string(values));
+  check(values.is_contiguous(), "[fill_normal] values must be contiguous; got {}", values);
   if (values.device.type != DeviceType::cpu) {
     const Tensor host = Tensor::empty(values.shape, values.dtype);
     fill_normal(host, seed, standard_deviation);
@@ -56,10 +56,10 @@ void fill_normal(const TensorView& values, std::uint64_t seed, double standard_d
 
 void fill_integers(const TensorView& values, std::uint64_t seed, std::int64_t bound) {
   check(values.is_contiguous() && bound > 0,
-        "[fill_integers] values must be contiguous and bound positive; got {} and {}",
-        to_string(values), bound);
+        "[fill_integers] values must be contiguous and bound positive; got {} and {}", values,
+        bound);
   check(values.dtype == DType::int32 || values.dtype == DType::int64,
-        "[fill_integers] values must be int32 or int64; got {}", to_string(values));
+        "[fill_integers] values must be int32 or int64; got {}", values);
   if (values.device.type != DeviceType::cpu) {
     const Tensor host = Tensor::empty(values.shape, values.dtype);
     fill_integers(host, seed, bound);

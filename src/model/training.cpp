@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/format.h"
 #include "core/located.h"
 #include "model/loss.h"
 
@@ -12,7 +13,7 @@ namespace flashmha::model {
 
 Tensor shift_labels(const TensorView& labels, const PackedSequences* packed) {
   check(labels.rank() == 2 && (labels.dtype == DType::int32 || labels.dtype == DType::int64),
-        "[shift_labels] labels must be int32 or int64 [batch, seqlen]; got {}", to_string(labels));
+        "[shift_labels] labels must be int32 or int64 [batch, seqlen]; got {}", labels);
   const std::int64_t seqlen = labels.size(1);
   Tensor targets = Tensor::empty(labels.shape, DType::int64, labels.device);
   fill(targets, static_cast<double>(kIgnoreIndex));
@@ -168,8 +169,8 @@ namespace {
 // The targets of next-token prediction for a batch.
 Tensor targets_of(const ModelInputs& inputs, const TensorView& labels) {
   check(labels.shape == inputs.input_ids.shape,
-        "[accumulate_gradients] labels must have the shape of input_ids; got {} and {}",
-        to_string(labels), to_string(inputs.input_ids));
+        "[accumulate_gradients] labels must have the shape of input_ids; got {} and {}", labels,
+        inputs.input_ids);
   return shift_labels(labels, inputs.packed);
 }
 

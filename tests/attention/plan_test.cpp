@@ -2,12 +2,32 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <new>
 #include <string>
 
 #include "attention/registry.h"
 #include "flashmha/error.h"
 #include "tests/attention/api.h"
 #include "tests/compare.h"
+
+namespace {
+
+thread_local std::int64_t num_allocations = 0;
+
+}  // namespace
+
+// Every allocation of this program goes through here.
+void* operator new(std::size_t bytes) {
+  ++num_allocations;
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
 
 namespace flashmha::tests {
 namespace {
@@ -51,6 +71,18 @@ Tensor workspace_of(const Plan& plan) {
 }
 std::span<std::byte> bytes(const Tensor& tensor, std::size_t offset, std::size_t count) {
   return {static_cast<std::byte*>(tensor.view().data) + offset, count};
+}
+
+// A text that is made before its rule is broken costs more than all rules together.
+TEST(plan, rules_that_hold_make_no_texts) {
+  for (const Layout layout : {Layout::dense, Layout::ragged, Layout::cache, Layout::cache_paged}) {
+    Case spec = small_spec();
+    spec.layout = layout;
+    const Instance instance(spec, test_seed());
+    const std::int64_t before = num_allocations;
+    make_problem(instance.call);
+    EXPECT_EQ(num_allocations, before) << describe(make_problem(instance.call));
+  }
 }
 
 TEST(A1, a_plan_runs_many_times_without_allocating) {

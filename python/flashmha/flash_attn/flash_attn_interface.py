@@ -106,7 +106,7 @@ def flash_attn_func(
         try:
             results = quick_attend(q, k, v, softmax_scale, causal, left, right, softcap,
                                    deterministic, False)
-            if results is not None and q.size(0) > 0:
+            if results is not None:
                 return results[0]
         except (InvalidArgument, Unsupported):  # said below, or served there
             pass

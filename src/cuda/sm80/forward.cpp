@@ -33,7 +33,9 @@ const ForwardInstance& instance_for(const Problem& problem, bool general) {
         return instance.dtype == problem.dtype && instance.general == general &&
                instance.head_dim >= width;
       });
-  check(found != std::end(kInstances), "[sm80_forward] no instance for {}", describe(problem));
+  if (found == std::end(kInstances)) {
+    fail(ErrorCode::unsupported, "[sm80_forward] no instance for {}", describe(problem));
+  }
   return *found;
 }
 
