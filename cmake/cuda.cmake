@@ -3,7 +3,11 @@
 if(CMAKE_CXX_COMPILER_LAUNCHER AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
-set(CMAKE_CUDA_ARCHITECTURES 80)
+# sm_80 code and PTX of it: runs on that and everything newer. Where it is compiled from PTX, at a
+# kernel's first use, code of its own saves the wait: -DCMAKE_CUDA_ARCHITECTURES="80;90-real".
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80)
+endif()
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(FLASHMHA_NVCC nvcc PATHS /usr/local/cuda/bin)
   if(FLASHMHA_NVCC)

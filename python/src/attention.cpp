@@ -182,10 +182,12 @@ void bind_attention(nb::module_& module) {
       "writes dq, dk, dv and, where given, dbias and dsinks. workspace(bytes, device index) "
       "returns "
       "an array to work in; without it the library allocates.");
-  module.def("attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a,
-             "lse"_a.none(), "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
-             "workspace"_a.none(), "attend with the options of most calls alone, all given. False, and nothing done: q has "
-             "not 4 dimensions, no batch, another head_dim than v, or float64.");
+  module.def(
+      "attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a.none(),
+      "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
+      "workspace"_a.none(),
+      "attend with the options of most calls alone, all given. False, and nothing done: q has "
+      "not 4 dimensions, no batch, another head_dim than v, or float64.");
   module.def("attend_to_cache", &attend_to_cache, "q"_a, "k_cache"_a, "v_cache"_a, "out"_a, "lse"_a,
              "k"_a = none, "v"_a = none, "rotary_cos"_a = none, "rotary_sin"_a = none,
              "rotary_interleaved"_a = false, "positions"_a = none, "cache_seqlens"_a = none,

@@ -79,8 +79,8 @@ std::unique_ptr<Model> of_sizes(std::int64_t vocab_size, std::int64_t num_layers
                                 std::int64_t max_position_embeddings,
                                 std::optional<std::int64_t> bos_token_id,
                                 std::optional<std::int64_t> eos_token_id, std::uint64_t seed,
-                                const std::optional<std::string>& dtype,
-                                const std::string& device, const std::string& attention) {
+                                const std::optional<std::string>& dtype, const std::string& device,
+                                const std::string& attention) {
   const model::LoadOptions options = load_options(dtype, device, attention);
   model::ModelConfig config = model::default_config();
   config.vocab_size = vocab_size;

@@ -160,6 +160,22 @@ def test_inference_mode_and_no_grad(rng, device):
         assert out.is_inference() and torch.equal(out, expected)
 
 
+def test_out_is_the_same_with_and_without_lse(rng, device):
+    with torch.no_grad():
+        q, k, v = random_qkv(rng, device)
+        cases = [(q, k, v), (q.transpose(0, 1), k.transpose(0, 1)[:11], v.transpose(0, 1)[:11]),
+                 (q, k, v[..., :8]), (q[:0], k[:0], v[:0]), (q[:, :0], k, v)]
+        for tensors in cases:
+            out, lse = flashmha.attention(*tensors, causal=True, return_lse=True)
+            q_shape = tensors[0].shape
+            assert out.shape == (*q_shape[:-1], tensors[2].shape[-1]) and out.is_contiguous()
+            assert lse.shape == (q_shape[0], q_shape[2], q_shape[1])
+            assert torch.equal(out, flashmha.attention(*tensors, causal=True))
+        for wrong in (q[0], q[0, 0]):
+            with pytest.raises(flashmha.InvalidArgument, match="q must be"):
+                flashmha.attention(wrong, k, v, return_lse=True)
+
+
 def test_autocast(rng, device):
     q, k, v = random_qkv(rng, device, torch.float32)
     with torch.autocast(device, dtype=torch.bfloat16):
