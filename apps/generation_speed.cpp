@@ -78,8 +78,9 @@ GenerationSpeed measure_speed(const GenerationClock& clock, std::int64_t num_tok
   speed.tokens_per_second = static_cast<double>(num_tokens - num_first_tokens) /
                             (seconds * static_cast<double>(speed.num_steps - 1));
   speed.weight_gbps = static_cast<double>(weight_bytes) / seconds * 1e-9;
-  speed.memory_gbps = device.type == DeviceType::cuda ? copy_gbytes_per_second(device)
-                                                      : read_gbytes_per_second(weight_bytes);
+  speed.copies = device.type == DeviceType::cuda;
+  speed.memory_gbps =
+      speed.copies ? copy_gbytes_per_second(device) : read_gbytes_per_second(weight_bytes);
   speed.memory_share = speed.weight_gbps / speed.memory_gbps;
   return speed;
 }
@@ -90,10 +91,10 @@ void print_speed(const GenerationSpeed& speed) {
   if (speed.ms_per_step > 0.0) {
     fmt::print(stderr,
                ", then {:.1f} tokens/s\n{:.2f} ms a step read {:.1f} MiB of weights: {:.1f} GB/s, "
-               "{:.2f} of the memory's ({:.1f} GB/s)",
+               "{:.2f} of {} memory ({:.1f} GB/s)",
                speed.tokens_per_second, speed.ms_per_step,
                static_cast<double>(speed.weight_bytes) / (1 << 20), speed.weight_gbps,
-               speed.memory_share, speed.memory_gbps);
+               speed.memory_share, speed.copies ? "copying" : "reading", speed.memory_gbps);
   }
   fmt::print(stderr, "\n");
 }

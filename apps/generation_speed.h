@@ -39,14 +39,15 @@ struct GenerationSpeed {
   double tokens_per_second = 0.0;  // of the steps after the first, over all rows
   std::int64_t weight_bytes = 0;   // that a step reads
   double weight_gbps = 0.0;        // weight_bytes / ms_per_step
-  // On a CPU of reading as many bytes (256 MiB at most) with all threads; on a GPU of copying, bytes
-  // read and bytes written.
+  // Of reading as many bytes (256 MiB at most) with all threads; on a GPU of copying, bytes read
+  // and bytes written together.
   double memory_gbps = 0.0;
+  bool copies = false;
   double memory_share = 0.0;  // weight_gbps / memory_gbps
 };
 
-// Measures the memory of the model's device right after the generation. num_tokens and num_first_tokens: of all rows, in all
-// steps and in the first.
+// Measures the memory of the model's device right after the generation. num_tokens and
+// num_first_tokens: of all rows, in all steps and in the first.
 GenerationSpeed measure_speed(const GenerationClock& clock, std::int64_t num_tokens,
                               std::int64_t num_first_tokens, std::int64_t weight_bytes,
                               Device device);

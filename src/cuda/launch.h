@@ -18,8 +18,8 @@ struct Launch {
   int shared_bytes = 0;
 };
 
-// Lets a kernel use that much shared memory on the current device. A kernel always asks for the same
-// number.
+// Lets a kernel use that much shared memory on the current device. A kernel always asks for the
+// same number.
 cudaError_t allow_shared_bytes(const void* kernel, int shared_bytes);
 
 // Throws Error(device) that names the call, the kernel with its geometry and the problem, unless it

@@ -235,8 +235,8 @@ struct ForwardBlock {
     }
   }
 
-  // Divides by the sums, writes lse if there is one, and leaves the rows of the warp in its part of the tile of Q,
-  // which nobody else reads.
+  // Divides by the sums, writes lse if there is one, and leaves the rows of the warp in its part of
+  // the tile of Q, which nobody else reads.
   __device__ __forceinline__ void finish(const SoftmaxRows<kRowTiles>& softmax,
                                          const Accumulator (&out)[kRowTiles][kOutTiles],
                                          float scale_log2) const {
