@@ -29,8 +29,8 @@ void Graph::run(const std::function<void()>& work) {
     return;
   }
   if (!state.recorded) {
-    const MemoryPlan plan =
-        *std::exchange(state.plan, {});  // an error leaves a first run to be done
+    const MemoryPlan plan = std::move(*state.plan);
+    state.plan.reset();  // an error leaves a first run to be done
     state.recorded = cuda_record(state.device, plan, work);
     state.plan.emplace();
   }
