@@ -52,6 +52,30 @@ void for_each_row(const TensorView& source, const TensorView& destination, Row r
   }
 }
 
+// Elements of the same type are moved as bits: a NaN keeps its payload, a boolean any byte that
+// lies there (workspaces are tensors of bytes).
+void copy_bits(const TensorView& source, const TensorView& destination) {
+  const int inner = source.rank() - 1;
+  const std::int64_t length = source.shape[inner];
+  const std::int64_t from_stride = source.strides[inner];
+  const std::int64_t to_stride = destination.strides[inner];
+  visit_dtype(source.dtype, [&]<class T>(T) {
+    const T* from = source.as<T>();
+    T* to = destination.as<T>();
+    for_each_row(source, destination, [&](std::int64_t from_offset, std::int64_t to_offset) {
+      if (from_stride == 1 && to_stride == 1) {
+        std::memmove(to + to_offset, from + from_offset,
+                     static_cast<std::size_t>(length) * sizeof(T));
+        return;
+      }
+      for (std::int64_t i = 0; i < length; ++i) {
+        std::memcpy(to + to_offset + i * to_stride, from + from_offset + i * from_stride,
+                    sizeof(T));
+      }
+    });
+  });
+}
+
 }  // namespace
 
 void copy(const TensorView& source, const TensorView& destination, Stream stream) {
@@ -63,6 +87,7 @@ void copy(const TensorView& source, const TensorView& destination, Stream stream
         destination);
   if (!source.defined()) return;
   if (!on_host(source) || !on_host(destination)) return cuda_copy(source, destination, stream);
+  if (source.dtype == destination.dtype) return copy_bits(source, destination);
   const int inner = source.rank() - 1;
   visit_dtype(source.dtype, [&]<class From>(From) {
     visit_dtype(destination.dtype, [&]<class To>(To) {

@@ -2,32 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <new>
 #include <string>
 
 #include "attention/registry.h"
 #include "flashmha/error.h"
+#include "tests/attention/allocations.h"
 #include "tests/attention/api.h"
 #include "tests/compare.h"
-
-namespace {
-
-thread_local std::int64_t num_allocations = 0;
-
-}  // namespace
-
-// Every allocation of this program goes through here.
-void* operator new(std::size_t bytes) {
-  ++num_allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 namespace flashmha::tests {
 namespace {
@@ -79,9 +60,10 @@ TEST(plan, rules_that_hold_make_no_texts) {
     Case spec = small_spec();
     spec.layout = layout;
     const Instance instance(spec, test_seed());
-    const std::int64_t before = num_allocations;
+    const std::int64_t before = num_allocations();
     make_problem(instance.call);
-    EXPECT_EQ(num_allocations, before) << describe(make_problem(instance.call));
+    const std::int64_t after = num_allocations();
+    EXPECT_EQ(after, before) << describe(make_problem(instance.call));
   }
 }
 

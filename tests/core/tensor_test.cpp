@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <cstring>
 #include <numeric>
+#include <vector>
 
 #include "tests/core/expect_error.h"
 
@@ -109,6 +112,29 @@ TEST(Tensor, CastConvertsBetweenAllFloatingTypes) {
                [&] { cast(source, DType::int32); });
   expect_error([] { cast(TensorView{}, DType::float32); }, {"[cast] needs a tensor; got none"});
   expect_error([] { clone(TensorView{}); }, {"[cast] needs a tensor; got none"});
+}
+
+TEST(Tensor, CopiesOfTheSameTypeAreOfBits) {
+  const Tensor source = Tensor::empty({2, 3}, DType::boolean);
+  const Tensor destination = Tensor::zeros({2, 6}, DType::boolean);
+  const std::vector<std::uint8_t> bytes = {0, 1, 255, 7, 128, 2};
+  std::memcpy(source.view().data, bytes.data(), bytes.size());
+  TensorView every_second = destination.view();
+  every_second.shape[1] = 3;
+  every_second.strides[1] = 2;
+  copy(source, every_second);
+  const auto* found = static_cast<const std::uint8_t*>(destination.view().data);
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    EXPECT_EQ(found[2 * i], bytes[i]);
+  const Tensor back = Tensor::zeros({2, 3}, DType::boolean);
+  copy(every_second, back);
+  EXPECT_EQ(std::memcmp(back.view().data, bytes.data(), bytes.size()), 0);
+
+  const std::uint32_t signalling = 0x7FA12345;  // a NaN that arithmetic would make a quiet one
+  const Tensor number = Tensor::zeros({1}, DType::float32);
+  std::memcpy(number.view().data, &signalling, sizeof signalling);
+  const Tensor copied = clone(number);
+  EXPECT_EQ(std::memcmp(copied.view().data, &signalling, sizeof signalling), 0);
 }
 
 TEST(Tensor, FillReachesEveryElementOfAStridedView) {

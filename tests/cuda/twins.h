@@ -52,14 +52,16 @@ class Twins {
   }
   void output(const Shape& shape) { output(shape, any_dtype()); }
 
-  // Runs op on both and compares everything that the memory of all tensors holds.
-  void expect_equal(const std::function<void(const Views&)>& op, double slack = 1.0) {
+  // Runs op on both and compares everything that the memory of all tensors holds. `rounded`: how
+  // large a value may be that is rounded to the dtype before something is added to it.
+  void expect_equal(const std::function<void(const Views&)>& op, double slack = 1.0,
+                    double rounded = 0.0) {
     op(host_);
     op(gpu_);
     synchronize(kGpu);
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       SCOPED_TRACE("tensor " + std::to_string(i) + ": " + to_string(host_[i]));
-      compare(to_device(gpu_blocks_[i], {}), blocks_[i], slack);
+      compare(to_device(gpu_blocks_[i], {}), blocks_[i], slack, rounded);
     }
   }
 
@@ -67,7 +69,8 @@ class Twins {
   const Views& gpu() const { return gpu_; }
 
   // Differences of an ulp of the dtype, and of a few roundings of float32 of the largest element.
-  static void compare(const TensorView& actual, const TensorView& expected, double slack = 1.0) {
+  static void compare(const TensorView& actual, const TensorView& expected, double slack = 1.0,
+                      double rounded = 0.0) {
     const DType wide = is_floating(expected.dtype) ? DType::float64 : DType::int64;
     const Tensor got = cast(actual, wide);
     const Tensor want = cast(expected, wide);
@@ -91,7 +94,8 @@ class Twins {
         ASSERT_TRUE(a == b || (std::isnan(a) && std::isnan(b))) << a << " and " << b << " at " << i;
         continue;
       }
-      ASSERT_LE(std::abs(a - b), ulp * std::abs(b) + slack * 4e-6 * largest)
+      const double early = rounded > 0.0 ? ulp / 2 * (std::abs(b) + rounded) : 0.0;
+      ASSERT_LE(std::abs(a - b), ulp * std::abs(b) + early + slack * 4e-6 * largest)
           << a << " and " << b << " at " << i;
     }
   }

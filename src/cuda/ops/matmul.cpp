@@ -131,6 +131,8 @@ bool is_aligned(const void* data) {
 }
 
 // Straight into c; false if cuBLASLt does not serve it, and then c is as it was if beta is not 0.
+// Some of its kernels round a product to 16 bits before they add c, and all before they add a bias:
+// what separate operations do, too.
 bool try_directly(const Call& call, const TensorView& a, const TensorView& b, const TensorView& c,
                   const MatmulOptions& options) {
   if (a.size(-1) == 0 || a.dtype != b.dtype) return false;
@@ -149,11 +151,6 @@ bool try_directly(const Call& call, const TensorView& a, const TensorView& b, co
       !bias.defined() || (options.beta == 0.0f && bias.dtype == c.dtype && is_aligned(bias.data) &&
                           (bias.numel() == 1 || bias.stride(0) == 1));
   if (!fits) return false;
-  if (bias.defined() && c.dtype != DType::float32) {
-    // cuBLASLt rounds a product to 16 bits before it adds a bias, but not before it adds c.
-    copy(bias.broadcast_to(c.shape), c, {call.stream()});
-    return try_directly(call, a, b, c, {.alpha = options.alpha, .beta = 1.0f});
-  }
   const Product product{.m = c.size(-2),
                         .n = c.size(-1),
                         .k = a.size(-1),
