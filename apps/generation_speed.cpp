@@ -29,7 +29,7 @@ double read_gbytes_per_second(std::int64_t bytes) {
 
 // Reading and writing far more than a GPU's caches hold.
 double copy_gbytes_per_second(Device device) {
-  constexpr std::int64_t kBytes = 128 << 20;
+  constexpr std::int64_t kBytes = 64 << 20;
   const Tensor source = Tensor::zeros({kBytes}, DType::boolean, device);
   const Tensor destination = Tensor::empty({kBytes}, DType::boolean, device);
   const double seconds = median_seconds([&] { copy(source, destination); }, device);
@@ -107,6 +107,7 @@ Json speed_json(const GenerationSpeed& speed) {
           {"tokens_per_second", speed.tokens_per_second},
           {"weight_bytes", speed.weight_bytes},
           {"weight_gbps", speed.weight_gbps},
+          {"memory", speed.copies ? "copying" : "reading"},
           {"memory_gbps", speed.memory_gbps},
           {"memory_share", speed.memory_share}};
 }

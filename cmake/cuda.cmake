@@ -3,11 +3,15 @@
 if(CMAKE_CXX_COMPILER_LAUNCHER AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
-# sm_80 code and PTX of it: runs on that and everything newer. Where it is compiled from PTX, at a
-# kernel's first use, code of its own saves the wait: -DCMAKE_CUDA_ARCHITECTURES="80;90-real".
-if(NOT CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 80)
+# sm_80 code and PTX of it run on that and everything newer, which compiles PTX at a kernel's first
+# use; code of its own saves that wait.
+set(FLASHMHA_CUDA_ARCHITECTURES 80 CACHE STRING
+    "What CUDA code is compiled for: 80, and what else, as in 80;90-real")
+if(NOT "80" IN_LIST FLASHMHA_CUDA_ARCHITECTURES)
+  message(FATAL_ERROR "FLASHMHA_CUDA_ARCHITECTURES must hold 80, which runs on every GPU that is "
+                      "served; it is '${FLASHMHA_CUDA_ARCHITECTURES}'")
 endif()
+set(CMAKE_CUDA_ARCHITECTURES ${FLASHMHA_CUDA_ARCHITECTURES})
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(FLASHMHA_NVCC nvcc PATHS /usr/local/cuda/bin)
   if(FLASHMHA_NVCC)

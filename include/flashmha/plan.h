@@ -28,8 +28,8 @@ enum class Pass : std::uint8_t { forward, backward, decode };
 // cu_seqlens -> ragged; cache.k -> decode; dout -> backward.
 struct AttentionCall {
   TensorView q, k, v;   // k and v are not given in a decode call
-  TensorView out, lse;  // written by forward and decode, read by backward; who needs no gradient
-                        // may leave out lse
+  TensorView out, lse;  // written by forward and decode, which may do without lse; read by
+                        // backward, which needs both
   Sequences sequences;
   KVCacheView cache;
   AppendKV append;

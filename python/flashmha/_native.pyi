@@ -55,9 +55,9 @@ def attend(
     dsinks: Any = None,
     workspace: Optional[Callable[[int, int], Any]] = None,
 ) -> None:
-    """Writes out and lse (which may be None); with dout given, reads them and writes dq, dk, dv and,
-    where given, dbias and dsinks. workspace(bytes, device index) returns an array to work in; without it the library
-    allocates."""
+    """Writes out and, unless it is None, lse; with dout given, reads them and writes dq, dk, dv
+    and, where given, dbias and dsinks. workspace(bytes, device index) returns an array to work in;
+    without it the library allocates."""
 
 def attend_quickly(
     q: Any,

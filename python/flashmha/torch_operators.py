@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from .errors import Unsupported
+from .errors import InvalidArgument, Unsupported
 
 # Options of both operators, in the order of their schemas.
 TENSORS = ("bias", "sinks", "mask", "alibi_slopes", "cu_seqlens_q", "cu_seqlens_k", "seqused_q",
@@ -54,6 +54,10 @@ def statistics_dtype(q: Tensor) -> torch.dtype:
 
 def new_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
     shape = q.shape
+    if len(shape) not in (3, 4) or v.dim() == 0:
+        raise InvalidArgument("[attention] q must be [batch, seqlen_q, num_heads_q, head_dim] or "
+                              "[total_q, num_heads_q, head_dim], and v likewise; got q "
+                              f"{list(shape)}, v {list(v.shape)}")
     lse_shape = (shape[1], shape[0]) if len(shape) == 3 else (shape[0], shape[2], shape[1])
     return (q.new_empty((*shape[:-1], v.shape[-1])),
             q.new_empty(lse_shape, dtype=statistics_dtype(q)))

@@ -93,8 +93,9 @@ class _QuickAttend(torch.autograd.Function):
     def forward(ctx, q, k, v, softmax_scale, causal, window_left, window_right, softcap,
                 deterministic):
         out, lse = _empty_like(q, memory_format=_contiguous), _quick_lse(q)
-        _attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
-                        softcap, workspace if q.is_cuda else None)
+        done = _attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
+                               softcap, workspace if q.is_cuda else None)
+        assert done, "quick_attend looks before"
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.options = (softmax_scale, causal, window_left, window_right, softcap, deterministic)
         ctx.set_materialize_grads(False)
@@ -121,15 +122,16 @@ def quick_attend(
             _len_dispatch_stack() != 0 or _peek_interpreter() is not None):
         return None
     on_gpu = q.is_cuda
-    if not (on_gpu or q.is_cpu) or _is_autocast_enabled("cuda" if on_gpu else "cpu"):
+    if (not (on_gpu or q.is_cpu) or q.dim() != 4 or v.dim() != 4 or
+            _is_autocast_enabled("cuda" if on_gpu else "cpu")):
         return None
     if _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        if q.dim() != 4 or q.size(0) == 0 or q.size(-1) != v.size(-1) or q.dtype is torch.float64:
+        if q.size(0) == 0 or q.size(-1) != v.size(-1) or q.dtype is torch.float64:
             return None
         return _QuickAttend.apply(q, k, v, softmax_scale, causal, window_left, window_right,
                                   softcap, deterministic)
     out = _empty_like(q, memory_format=_contiguous)
-    lse = _quick_lse(q) if needs_lse and q.dim() == 4 else None
+    lse = _quick_lse(q) if needs_lse else None
     done = _attend_quickly(q, k, v, out, lse, softmax_scale, causal, window_left, window_right,
                            softcap, workspace if on_gpu else None)
     return (out, lse) if done else None

@@ -169,7 +169,7 @@ void attend_to_cache(nb::handle q, nb::handle k_cache, nb::handle v_cache, nb::h
 void bind_attention(nb::module_& module) {
   const auto none = nb::none();
   module.def(
-      "attend", &attend, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a, "softmax_scale"_a = none,
+      "attend", &attend, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a.none(), "softmax_scale"_a = none,
       "causal"_a = false, "window_left"_a = -1, "window_right"_a = -1, "top_left"_a = false,
       "softcap"_a = 0.0f, "alibi_slopes"_a = none, "bias"_a = none, "mask"_a = none,
       "sinks"_a = none, "dropout_p"_a = 0.0f, "seed"_a = 0, "offset"_a = 0,
@@ -177,27 +177,25 @@ void bind_attention(nb::module_& module) {
       "max_seqlen_q"_a = 0, "max_seqlen_k"_a = 0, "seqused_q"_a = none, "seqused_k"_a = none,
       "block_table"_a = none, "dout"_a = none, "dlse"_a = none, "dq"_a = none, "dk"_a = none,
       "dv"_a = none, "dbias"_a = none, "dsinks"_a = none, "workspace"_a = none,
-      "AttentionCall of flashmha/plan.h: writes out and lse (may be None); with dout given, reads "
-      "them and "
-      "writes dq, dk, dv and, where given, dbias and dsinks. workspace(bytes, device index) "
-      "returns "
-      "an array to work in; without it the library allocates.");
+      "AttentionCall of flashmha/plan.h: writes out and, unless it is None, lse; with dout given, "
+      "reads them and writes dq, dk, dv and, where given, dbias and dsinks. workspace(bytes, "
+      "device index) returns an array to work in; without it the library allocates.");
   module.def(
       "attend_quickly", &attend_quickly, "q"_a, "k"_a, "v"_a, "out"_a, "lse"_a.none(),
       "softmax_scale"_a.none(), "causal"_a, "window_left"_a, "window_right"_a, "softcap"_a,
       "workspace"_a.none(),
       "attend with the options of most calls alone, all given. False, and nothing done: q has "
       "not 4 dimensions, no batch, another head_dim than v, or float64.");
-  module.def("attend_to_cache", &attend_to_cache, "q"_a, "k_cache"_a, "v_cache"_a, "out"_a, "lse"_a,
-             "k"_a = none, "v"_a = none, "rotary_cos"_a = none, "rotary_sin"_a = none,
-             "rotary_interleaved"_a = false, "positions"_a = none, "cache_seqlens"_a = none,
-             "cache_batch_idx"_a = none, "cache_leftpad"_a = none, "block_table"_a = none,
-             "num_splits"_a = 0, "softmax_scale"_a = none, "causal"_a = false, "window_left"_a = -1,
-             "window_right"_a = -1, "top_left"_a = false, "softcap"_a = 0.0f,
-             "alibi_slopes"_a = none, "bias"_a = none, "mask"_a = none, "sinks"_a = none,
-             "workspace"_a = none,
-             "flash_attn_with_kvcache of flashmha/attention.h: writes out and lse, and appends k "
-             "and v to the cache where given.");
+  module.def("attend_to_cache", &attend_to_cache, "q"_a, "k_cache"_a, "v_cache"_a, "out"_a,
+             "lse"_a.none(), "k"_a = none, "v"_a = none, "rotary_cos"_a = none,
+             "rotary_sin"_a = none, "rotary_interleaved"_a = false, "positions"_a = none,
+             "cache_seqlens"_a = none, "cache_batch_idx"_a = none, "cache_leftpad"_a = none,
+             "block_table"_a = none, "num_splits"_a = 0, "softmax_scale"_a = none,
+             "causal"_a = false, "window_left"_a = -1, "window_right"_a = -1, "top_left"_a = false,
+             "softcap"_a = 0.0f, "alibi_slopes"_a = none, "bias"_a = none, "mask"_a = none,
+             "sinks"_a = none, "workspace"_a = none,
+             "flash_attn_with_kvcache of flashmha/attention.h: writes out and, unless it is None, "
+             "lse, and appends k and v to the cache where given.");
 }
 
 }  // namespace flashmha::python

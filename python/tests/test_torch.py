@@ -171,9 +171,35 @@ def test_out_is_the_same_with_and_without_lse(rng, device):
             assert out.shape == (*q_shape[:-1], tensors[2].shape[-1]) and out.is_contiguous()
             assert lse.shape == (q_shape[0], q_shape[2], q_shape[1])
             assert torch.equal(out, flashmha.attention(*tensors, causal=True))
-        for wrong in (q[0], q[0, 0]):
-            with pytest.raises(flashmha.InvalidArgument, match="q must be"):
-                flashmha.attention(wrong, k, v, return_lse=True)
+
+
+def test_the_extension_writes_lse_only_where_it_is_given(rng, device):
+    q, k, v = (x.detach() for x in random_qkv(rng, device))
+    out, lse = flashmha.attention(q, k, v, return_lse=True)
+    again = torch.full_like(out, float("nan"))
+    flashmha._native.attend(q, k, v, again, None)
+    assert torch.equal(again, out)
+    again.fill_(float("nan"))
+    flashmha._native.attend_to_cache(q, k, v, again, None)
+    torch.testing.assert_close(again, out, rtol=0.02, atol=0.02)
+    with pytest.raises(flashmha.InvalidArgument, match="lse must be given"):
+        flashmha._native.attend(q, k, v, out, None, dout=out, dq=q, dk=k, dv=v)
+
+
+def test_wrong_ranks_are_refused_with_and_without_gradient(rng, device):
+    from flashmha.flash_attn import flash_attn_func
+
+    q, k, v = random_qkv(rng, device)
+    for needs_gradient in (True, False):
+        q, k, v = (x.detach().requires_grad_(needs_gradient) for x in (q, k, v))
+        for bad in ((q[0], k, v), (q[0, 0], k, v), (q[0, 0, 0, 0], k, v), (q, k[0], v),
+                    (q, k, v[0]), (q, k, v[None]), (q, k, v[0, 0, 0, 0])):
+            for return_lse in (False, True):
+                with pytest.raises(flashmha.InvalidArgument):
+                    flashmha.attention(*bad, return_lse=return_lse)
+            # Of a tensor without dimensions it asks for the last stride first, as flash_attn does.
+            with pytest.raises((flashmha.InvalidArgument, IndexError)):
+                flash_attn_func(*bad)
 
 
 def test_autocast(rng, device):

@@ -1,6 +1,4 @@
 // Recording work as a CUDA graph.
-#include <utility>
-
 #include "core/cuda.h"
 #include "cuda/error.h"
 

@@ -16,8 +16,12 @@ Launch start(const char* name, void (*kernel)(Parameters...), std::int64_t num_b
   Launch launch{cudaSuccess, name, num_blocks, num_threads, shared_bytes};
   if (num_blocks == 0) return launch;
   const void* function = reinterpret_cast<const void*>(kernel);
-  launch.error = allow_shared_bytes(function, shared_bytes);
-  if (launch.error != cudaSuccess) return launch;
+  constexpr int kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking) {
+    launch.error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (launch.error != cudaSuccess) return launch;
+  }
   std::array<void*, sizeof...(Parameters)> addresses = {
       const_cast<void*>(static_cast<const void*>(&arguments))...};
   launch.error = cudaLaunchKernel(function, dim3(static_cast<unsigned>(num_blocks)),

@@ -18,10 +18,6 @@ struct Launch {
   int shared_bytes = 0;
 };
 
-// Lets a kernel use that much shared memory on the current device. A kernel always asks for the
-// same number.
-cudaError_t allow_shared_bytes(const void* kernel, int shared_bytes);
-
 // Throws Error(device) that names the call, the kernel with its geometry and the problem, unless it
 // was started. With FLASHMHA_SYNCHRONIZE=1 in the environment it also waits for the kernel (not
 // while the stream is captured), so that what goes wrong inside is reported here and not later.

@@ -141,6 +141,7 @@ TEST_F(Generate, batches_write_one_after_another_and_as_json) {
             finish_reason_name(texts[0].finish_reason));
   const auto& speed = report.at("speed");
   EXPECT_GT(speed.at("memory_share").get<double>(), 0.0);
+  EXPECT_EQ(speed.at("memory"), "reading");
   std::size_t num_tokens = 0;
   for (const GeneratedText& text : texts)
     num_tokens += text.tokens.size();

@@ -84,6 +84,20 @@ TEST(C9, model_directories_round_trip) {
   }
 }
 
+// Flash attention on a GPU has no float32.
+TEST(Checkpoint, DtypeFollowsWhatRuns) {
+  const Device gpu{DeviceType::cuda};
+  const auto dtype = [](const LoadOptions& options, DType configured) {
+    return options.dtype_for(configured);
+  };
+  EXPECT_EQ(dtype({}, DType::float32), DType::float32);
+  EXPECT_EQ(dtype({.device = gpu}, DType::float32), DType::bfloat16);
+  EXPECT_EQ(dtype({.device = gpu}, DType::float16), DType::float16);
+  EXPECT_EQ(dtype({.device = gpu, .attention_kind = AttentionKind::plain}, DType::float32),
+            DType::float32);
+  EXPECT_EQ(dtype({.dtype = DType::float32, .device = gpu}, DType::bfloat16), DType::float32);
+}
+
 TEST(Checkpoint, LoadsInAnotherDtypeAndKind) {
   CausalLM model(tiny_config());
   model.init_weights(test::test_seed());
