@@ -253,7 +253,7 @@ def attention_with_kvcache(
         del options[name]
     out_shape, lse_shape = _result_shapes(q, v_cache, False)
     out = arrays.empty(out_shape, q)
-    lse = arrays.empty(lse_shape, q, arrays.statistics_dtype(q))
+    lse = arrays.empty(lse_shape, q, arrays.statistics_dtype(q)) if return_lse else None
     _native.attend_to_cache(
         q, k_cache, v_cache, out, lse, k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin,
         rotary_interleaved=rotary_interleaved, positions=positions, cache_seqlens=cache_seqlens,

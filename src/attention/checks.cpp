@@ -368,12 +368,15 @@ void check_gradients(const AttentionCall& call, const Problem& problem) {
   rules.require(problem.layout.page_size == 0, "paged keys have no backward; got block_table {}",
                 call.sequences.block_table);
   const std::string_view axes = "the shape of the tensor whose gradient it is";
-  const auto gradient = [&](const TensorView& tensor, std::string_view what, const TensorView& of) {
+  const auto given = [&](const TensorView& tensor, std::string_view what, const TensorView& of) {
     rules.has_shape(tensor, what, of.shape, axes);
     check_data_tensor(rules, problem, tensor, what);
-    if (what != "dout") rules.no_overlap(tensor, what);
   };
-  gradient(call.dout, "dout", call.out);
+  const auto gradient = [&](const TensorView& tensor, std::string_view what, const TensorView& of) {
+    given(tensor, what, of);
+    rules.no_overlap(tensor, what);
+  };
+  given(call.dout, "dout", call.out);
   gradient(call.dq, "dq", call.q);
   gradient(call.dk, "dk", call.k);
   gradient(call.dv, "dv", call.v);

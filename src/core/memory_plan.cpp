@@ -86,11 +86,13 @@ PlannedMemory::PlannedMemory(Device device, const MemoryPlan& plan, void* block)
     : AllocationHook(device), plan_(plan), block_(static_cast<std::byte*>(block)) {}
 
 std::shared_ptr<void> PlannedMemory::allocate(std::size_t bytes, Stream) {
-  check(next_ < plan_.bytes.size() && plan_.bytes[next_] == bytes,
-        "[Graph] work must allocate the same in every run; allocation {} has {} bytes, where the "
-        "first run had {}",
-        next_, bytes,
-        next_ < plan_.bytes.size() ? fmt::format("{} bytes", plan_.bytes[next_]) : "none");
+  const bool planned = next_ < plan_.bytes.size();
+  if (!planned || plan_.bytes[next_] != bytes) {
+    fail(ErrorCode::invalid_argument,
+         "[Graph] work must allocate the same in every run; allocation {} has {} bytes, where the "
+         "first run had {}",
+         next_, bytes, planned ? fmt::format("{} bytes", plan_.bytes[next_]) : "none");
+  }
   ++*num_alive_;
   return {block_ + plan_.offsets[next_++], [count = num_alive_](void*) { --*count; }};
 }

@@ -35,6 +35,12 @@ void check_tokens(std::span<const Tokens> prompts, const GenerationOptions& opti
   }
 }
 
+[[noreturn]] void refuse_logits(std::int64_t row, float value, std::int64_t token) {
+  fail(ErrorCode::invalid_argument,
+       "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}", row,
+       value, token);
+}
+
 // The most likely tokens of scores [rows, vocab_size]. argmax takes a NaN for the largest, so that
 // a look at the chosen ones finds it.
 Tokens most_likely_tokens(const TensorView& scores) {
@@ -47,9 +53,7 @@ Tokens most_likely_tokens(const TensorView& scores) {
   const auto* tokens = host.as<std::int32_t>();
   for (std::int64_t row = 0; row < num_rows; ++row) {
     const auto value = std::bit_cast<float>(tokens[num_rows + row]);
-    check(std::isfinite(value),
-          "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}",
-          row, value, tokens[row]);
+    if (!std::isfinite(value)) refuse_logits(row, value, tokens[row]);
   }
   return {tokens, tokens + num_rows};
 }
@@ -75,9 +79,7 @@ Tensor seen_tokens(std::vector<Tokens> rows, Device device) {
   const std::span line(host.as<float>(), static_cast<std::size_t>(scores.numel()));
   const auto bad = std::ranges::find_if(line, [](float score) { return !(score < kInfinity); });
   const auto found = bad == line.end() ? line.begin() : bad;  // all -inf
-  fail(ErrorCode::invalid_argument,
-       "[generate] logits must be finite or -inf, and not all -inf; row {} has {} at token {}", row,
-       *found, found - line.begin());
+  refuse_logits(row, *found, found - line.begin());
 }
 
 // A token for each row of scores float32 [rows, vocab_size]; draws in [0, 1).

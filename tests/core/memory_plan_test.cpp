@@ -102,14 +102,15 @@ struct Work {
   }
 };
 
+MemoryPlan plan_of(Work& work) {
+  const AllocationWatch watch(Device{});
+  work();
+  return plan_memory(watch.finish());
+}
+
 TEST(PlannedMemory, ServesTheSameWorkAgain) {
   Work work;
-  MemoryPlan plan;
-  {
-    const AllocationWatch watch(Device{});
-    work();
-    plan = plan_memory(watch.finish());
-  }
+  const MemoryPlan plan = plan_of(work);
   EXPECT_EQ(plan.total_bytes, 256u + 256u);  // b and c take turns
   const Tensor block = Tensor::empty({static_cast<std::int64_t>(plan.total_bytes)}, DType::boolean);
   const std::size_t before = memory_stats().current_bytes;
@@ -125,12 +126,7 @@ TEST(PlannedMemory, ServesTheSameWorkAgain) {
 
 TEST(PlannedMemory, OtherWorkIsRefused) {
   Work work;
-  MemoryPlan plan;
-  {
-    const AllocationWatch watch(Device{});
-    work();
-    plan = plan_memory(watch.finish());
-  }
+  const MemoryPlan plan = plan_of(work);
   const Tensor block = Tensor::empty({static_cast<std::int64_t>(plan.total_bytes)}, DType::boolean);
   const auto run = [&](const std::function<void()>& other) {
     PlannedMemory memory(Device{}, plan, block.view().data);
