@@ -3,8 +3,8 @@
 On a GPU: the CPU's time for queueing a call (batch 2, sequence 256, 8 heads, head_dim 64,
 bfloat16), beside PyTorch's scaled_dot_product_attention with its flash backend; without waiting for
 the GPU. On a CPU, where calls compute: the whole call, and the same on tensors of one token, where
-next to nothing is left to compute. All functions take turns, round by round; medians and smallest
-times.
+next to nothing is left to compute. Then a step of generation: one token goes into a cache of 256
+slots, and attends to it. All functions take turns, round by round; medians and smallest times.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import sys
 import time
 
 import torch
-from flashmha import _native, attention
-from flashmha.flash_attn import flash_attn_func
+from flashmha import _native, attention, attention_with_kvcache
+from flashmha.flash_attn import flash_attn_func, flash_attn_with_kvcache
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CALLS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
@@ -41,12 +41,12 @@ def measure(functions, synchronize, clock):
 
 def report(title, times):
     print(title)
-    print(f"  {'a call':32s} {'median':>10s} {'smallest':>10s} {'share':>8s}")
+    print(f"  {'a call':35s} {'median':>10s} {'smallest':>10s} {'share':>8s}")
     first = statistics.median(next(iter(times.values())))
     shares = {}
     for name, values in times.items():
         shares[name] = 100 * statistics.median(values) / first
-        print(f"  {name:32s} {statistics.median(values):7.1f} us {min(values):7.1f} us "
+        print(f"  {name:35s} {statistics.median(values):7.1f} us {min(values):7.1f} us "
               f"{shares[name]:6.0f} %")
     return shares
 
@@ -60,6 +60,29 @@ def with_gradient(function, *tensors):
             function(*leaves)
 
     return call
+
+
+def decode_steps(batch, heads, dim, device, dtype):
+    """A token goes into a full cache, and attends to it: with PyTorch alone, and as one call."""
+    q, k, v = (torch.randn(batch, 1, heads, dim, device=device, dtype=dtype) for _ in range(3))
+    k_cache, v_cache = (torch.randn(batch, 256, heads, dim, device=device, dtype=dtype)
+                        for _ in range(2))
+    slot = torch.tensor([255], device=device)
+    filled = torch.full((batch,), 255, dtype=torch.int32, device=device)
+
+    def pytorch():
+        k_cache.index_copy_(1, slot, k)
+        v_cache.index_copy_(1, slot, v)
+        return torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k_cache, v_cache)))
+
+    return {
+        "index_copy_ and scaled_dot_product": pytorch,
+        "flash_attn_with_kvcache": lambda: flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=filled, causal=True),
+        "attention_with_kvcache": lambda: attention_with_kvcache(
+            q, k_cache, v_cache, k, v, cache_seqlens=filled, causal=True),
+    }
 
 
 def main():
@@ -94,6 +117,8 @@ def main():
             report("  with gradient, forward only", measure({
                 "scaled_dot_product_attention": with_gradient(sdpa, *heads_first),
                 "flash_attn_func": with_gradient(flash_attn_func, q, k, v)}, synchronize, clock))
+            report("  a token and a cache", measure(
+                decode_steps(batch, heads, dim, device, dtype), synchronize, clock))
 
 
 main()

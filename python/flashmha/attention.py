@@ -9,7 +9,6 @@ strides are free but for the last dimension. Nothing is copied.
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any, NamedTuple, Optional, Tuple, Union
 
@@ -30,13 +29,43 @@ class Gradients(NamedTuple):
     dsinks: Optional[Array] = None
 
 
+class CacheOptions(NamedTuple):
+    """What _native.attend_to_cache and PyTorch's operator of that name take after the cache."""
+
+    k: Optional[Array] = None
+    v: Optional[Array] = None
+    rotary_cos: Optional[Array] = None
+    rotary_sin: Optional[Array] = None
+    rotary_interleaved: bool = False
+    positions: Optional[Array] = None
+    cache_seqlens: Optional[Array] = None
+    cache_batch_idx: Optional[Array] = None
+    cache_leftpad: Optional[Array] = None
+    block_table: Optional[Array] = None
+    num_splits: int = 0
+    softmax_scale: Optional[float] = None
+    causal: bool = False
+    window_left: int = -1
+    window_right: int = -1
+    top_left: bool = False
+    softcap: float = 0.0
+    alibi_slopes: Optional[Array] = None
+    bias: Optional[Array] = None
+    mask: Optional[Array] = None
+    sinks: Optional[Array] = None
+
+
 def _options(causal, window_size, align, dropout, **others):
-    if align not in ("bottom_right", "top_left"):
-        raise ValueError(f"align must be 'bottom_right' or 'top_left'; got {align!r}")
     left, right = _window(window_size)
     p, seed, offset = dropout
     return dict(causal=bool(causal), window_left=left, window_right=right,
-                top_left=align == "top_left", dropout_p=p, seed=seed, offset=offset, **others)
+                top_left=_is_top_left(align), dropout_p=p, seed=seed, offset=offset, **others)
+
+
+def _is_top_left(align):
+    if align not in ("bottom_right", "top_left"):
+        raise ValueError(f"align must be 'bottom_right' or 'top_left'; got {align!r}")
+    return align == "top_left"
 
 
 def _window(window_size):
@@ -45,11 +74,16 @@ def _window(window_size):
             -1 if right is None else operator.index(right))
 
 
-@functools.lru_cache(maxsize=None)
-def _torch_ops():
-    from . import torch_ops
+_torch = None  # flashmha.torch_ops, once a tensor of PyTorch came
 
-    return torch_ops
+
+def _torch_ops():
+    global _torch
+    if _torch is None:
+        from . import torch_ops
+
+        _torch = torch_ops
+    return _torch
 
 
 def _result_shapes(q, v, ragged):
@@ -246,20 +280,19 @@ def attention_with_kvcache(
     _require_rank(q, v_cache, 4)
     if k is not None:
         arrays.refuse_immutable(k_cache=k_cache, v_cache=v_cache)
+    left, right = _window(window_size)
+    options = CacheOptions(
+        k, v, rotary_cos, rotary_sin, rotary_interleaved, positions, cache_seqlens,
+        cache_batch_idx, cache_leftpad, block_table, num_splits, softmax_scale, bool(causal), left,
+        right, _is_top_left(align), softcap, alibi_slopes, bias, mask, sinks)
+    if arrays.is_torch(q):
+        out, lse = _torch_ops().attend_to_cache(q, k_cache, v_cache, options, return_lse)
+        return (out, lse) if return_lse else out
     arrays.wait_for(q, k_cache, v_cache, cache_seqlens, cache_batch_idx, cache_leftpad, block_table,
                     positions, bias, mask, sinks, alibi_slopes)
-    options = _options(causal, window_size, align, (0.0, 0, 0))
-    for name in ("dropout_p", "seed", "offset"):
-        del options[name]
     out_shape, lse_shape = _result_shapes(q, v_cache, False)
     out = arrays.empty(out_shape, q)
     lse = arrays.empty(lse_shape, q, arrays.statistics_dtype(q)) if return_lse else None
-    _native.attend_to_cache(
-        q, k_cache, v_cache, out, lse, k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin,
-        rotary_interleaved=rotary_interleaved, positions=positions, cache_seqlens=cache_seqlens,
-        cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, block_table=block_table,
-        num_splits=num_splits, softmax_scale=softmax_scale, softcap=softcap,
-        alibi_slopes=alibi_slopes, bias=bias, mask=mask, sinks=sinks,
-        workspace=arrays.pool_of(q), **options)
+    _native.attend_to_cache(q, k_cache, v_cache, out, lse, *options, arrays.pool_of(q))
     out = arrays.give_back(out, q)
     return (out, arrays.give_back(lse, q)) if return_lse else out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import padding, torch_ops
+from .attention import CacheOptions
 from .errors import InvalidArgument
 from .rotary import RotaryTables
 
@@ -233,10 +234,12 @@ class FlashMultiHeadAttention(torch.nn.Module):
                 f"are filled, and {seqlen} tokens come")
         options = self._options(self.causal, q)
         out, _ = torch_ops.attend_to_cache(
-            q.detach(), cache.k, cache.v, k.detach(), v.detach(), None, None, False, cache.seqlens,
-            None, cache.leftpad, None, None, None if self.sinks is None else self.sinks.detach(), 0,
-            self.softmax_scale, self.causal, options.get("window_left", -1),
-            options.get("window_right", -1), self.softcap)
+            q.detach(), cache.k, cache.v,
+            CacheOptions(k.detach(), v.detach(), cache_seqlens=cache.seqlens,
+                         cache_leftpad=cache.leftpad, softmax_scale=self.softmax_scale,
+                         causal=self.causal, window_left=options.get("window_left", -1),
+                         window_right=options.get("window_right", -1), softcap=self.softcap,
+                         sinks=None if self.sinks is None else self.sinks.detach()), False)
         cache.seqlens += seqlen
         cache.length += seqlen
         return out

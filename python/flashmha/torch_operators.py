@@ -34,10 +34,11 @@ _library.define("attend_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, 
                 "(Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)")
 _library.define("attend_to_cache(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, "
                 "Tensor? v, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, "
-                "Tensor? cache_seqlens, Tensor? cache_batch_idx, Tensor? cache_leftpad, "
-                "Tensor? block_table, Tensor? alibi_slopes, Tensor? sinks, SymInt num_splits, "
+                "Tensor? positions, Tensor? cache_seqlens, Tensor? cache_batch_idx, "
+                "Tensor? cache_leftpad, Tensor? block_table, SymInt num_splits, "
                 "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, "
-                "float softcap) -> (Tensor out, Tensor lse)")
+                "bool top_left, float softcap, Tensor? alibi_slopes, Tensor? bias, Tensor? mask, "
+                "Tensor? sinks) -> (Tensor out, Tensor lse)")
 _library.define("new_rng_state(Tensor q) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 _library.define("rotary(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved, "
                 "bool conjugate) -> Tensor")
@@ -132,18 +133,10 @@ def _attend_backward_fake(dout, dlse, q, k, v, out, lse, *options):
     return new_gradients(q, k, v, options[0], options[1], needs_dbias, needs_dsinks)
 
 
-def _attend_to_cache(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_interleaved,
-                     cache_seqlens, cache_batch_idx, cache_leftpad, block_table, alibi_slopes,
-                     sinks, num_splits, softmax_scale, causal, window_left, window_right, softcap):
+def _attend_to_cache(q, k_cache, v_cache, k, v, *options):
     q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
     out, lse = new_results(q, v_cache)
-    _native.attend_to_cache(
-        q, k_cache, v_cache, out, lse, k=k, v=v, rotary_cos=rotary_cos, rotary_sin=rotary_sin,
-        rotary_interleaved=rotary_interleaved, cache_seqlens=cache_seqlens,
-        cache_batch_idx=cache_batch_idx, cache_leftpad=cache_leftpad, block_table=block_table,
-        num_splits=num_splits, softmax_scale=softmax_scale, causal=causal,
-        window_left=window_left, window_right=window_right, softcap=softcap,
-        alibi_slopes=alibi_slopes, sinks=sinks, workspace=pool_of(q))
+    _native.attend_to_cache(q, k_cache, v_cache, out, lse, k, v, *options, pool_of(q))
     return out, lse
 
 

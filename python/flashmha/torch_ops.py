@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _native
 from . import torch_operators as operators
+from .attention import CacheOptions
 from .torch_operators import (
     TENSORS,
     VALUES,
@@ -244,9 +245,16 @@ def attend_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
                                               *_positional(options), False, False)[:3]
 
 
-def attend_to_cache(q: Tensor, *arguments: Any) -> Tuple[Tensor, Tensor]:
-    """out and lse, without gradient; the arguments of the operator attend_to_cache."""
+def attend_to_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, options: CacheOptions,
+                    needs_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """out and, if it is needed, lse; without gradient."""
+    if is_plain_call(q):
+        if q.dim() == 4 and q.shape[-1] == v_cache.shape[-1] and q.dtype is not torch.float64:
+            out = _empty_like(q, memory_format=_contiguous)
+            lse = _quick_lse(q) if needs_lse else None
+        else:
+            out, lse = new_results(q, v_cache)
+        _native.attend_to_cache(q, k_cache, v_cache, out, lse, *options, pool_of(q))
+        return out, lse
     with torch.no_grad():
-        if is_plain_call(q):
-            return operators._attend_to_cache(q, *arguments)
-        return torch.ops.flashmha.attend_to_cache(q, *arguments)
+        return torch.ops.flashmha.attend_to_cache(q, k_cache, v_cache, *options)

@@ -171,6 +171,10 @@ def test_out_is_the_same_with_and_without_lse(rng, device):
             assert out.shape == (*q_shape[:-1], tensors[2].shape[-1]) and out.is_contiguous()
             assert lse.shape == (q_shape[0], q_shape[2], q_shape[1])
             assert torch.equal(out, flashmha.attention(*tensors, causal=True))
+            out, lse = flashmha.attention_with_kvcache(*tensors, causal=True, return_lse=True)
+            assert out.shape == (*q_shape[:-1], tensors[2].shape[-1]) and out.is_contiguous()
+            assert lse.shape == (q_shape[0], q_shape[2], q_shape[1])
+            assert torch.equal(out, flashmha.attention_with_kvcache(*tensors, causal=True))
 
 
 def test_the_extension_writes_lse_only_where_it_is_given(rng, device):
@@ -272,9 +276,9 @@ def check_operators(rng, q, k, v):
     new = torch.randn(2, 1, 2, 16).to(q.dtype), torch.randn(2, 1, 2, 16).to(q.dtype)
     torch.library.opcheck(
         torch.ops.flashmha.attend_to_cache.default,
-        (q[:, :1].detach(), *cache, *new, None, None, False,
-         torch.tensor([3, 5], dtype=torch.int32), None, None, None, None, None, 0, None, True, -1,
-         -1, 0.0))
+        (q[:, :1].detach(), *cache, *new, None, None, False, None,
+         torch.tensor([3, 5], dtype=torch.int32), None, None, None, 0, None, True, -1, -1, False,
+         0.0, None, None, None, None))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -318,11 +322,25 @@ def test_dropout_is_compiled(rng, device):
     torch._dynamo.reset()
 
 
-def test_compiled_cache_is_updated(rng, device):
+@pytest.mark.parametrize("options", [
+    dict(causal=True), dict(bias=True, align="top_left", window_size=(2, 7)),
+    dict(mask=True, positions=True)], ids=["flash_attn", "bias", "mask"])
+def test_compiled_cache_is_updated(rng, device, options):
     from flashmha.flash_attn import flash_attn_with_kvcache
 
+    options = dict(options)
+    if "bias" in options:
+        options["bias"] = torch.randn(1, 4, 1, 17, device=device)
+    if "mask" in options:
+        options["mask"] = torch.rand(2, 1, 1, 17, device=device) > 0.3
+    if "positions" in options:
+        options["positions"] = torch.tensor([[5], [1]], dtype=torch.int32, device=device)
+        options["rotary_cos"], options["rotary_sin"] = torch.randn(2, 9, 4, device=device)
+    call = (flash_attn_with_kvcache if options == dict(causal=True)
+            else flashmha.attention_with_kvcache)
+
     def step(q, k_cache, v_cache, k, v, filled):
-        return flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=filled, causal=True)
+        return call(q, k_cache, v_cache, k, v, cache_seqlens=filled, **options)
 
     q, k_cache, v_cache = (x.detach() for x in random_qkv(rng, device, seqlen_q=1))
     k, v = (torch.randn(2, 1, 2, 16, device=device, dtype=q.dtype) for _ in range(2))

@@ -4,9 +4,8 @@
 #include <array>
 #include <cstring>
 
-#include "core/parallel.h"
 #include "cpu/forward.h"
-#include "flashmha/device.h"
+#include "cpu/ops_rows.h"
 
 namespace flashmha::cpu {
 namespace {
@@ -45,12 +44,18 @@ void append_row(const Problem& problem, const AttentionCall& call, const Sequenc
 
 void append_kv(const Problem& problem, const AttentionCall& call) {
   const std::int64_t num_heads = problem.sizes.num_heads_kv;
-  if (problem.layout.seqlen_new == 0) return;
-  parallel_for(problem.sizes.batch * num_heads, num_threads(), [&](std::int64_t task, int) {
-    const Sequence sequence = find_sequence(problem, call, task / num_heads);
-    for (std::int64_t i = 0; i < problem.layout.seqlen_new; ++i)
-      append_row(problem, call, sequence, task % num_heads, i);
-  });
+  const std::int64_t seqlen_new = problem.layout.seqlen_new;
+  if (seqlen_new == 0) return;
+  const std::int64_t elements = seqlen_new * (problem.sizes.head_dim + problem.sizes.head_dim_v);
+  // A single token is less work than waking another thread.
+  parallel_blocks(problem.sizes.batch * num_heads, elements,
+                  [&](std::int64_t begin, std::int64_t end) {
+                    for (std::int64_t unit = begin; unit < end; ++unit) {
+                      const Sequence sequence = find_sequence(problem, call, unit / num_heads);
+                      for (std::int64_t i = 0; i < seqlen_new; ++i)
+                        append_row(problem, call, sequence, unit % num_heads, i);
+                    }
+                  });
 }
 
 }  // namespace flashmha::cpu

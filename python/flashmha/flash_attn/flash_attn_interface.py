@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_ops
+from ..attention import CacheOptions
 from ..errors import InvalidArgument, Unsupported
 from ..torch_ops import quick_attend
 from .private import (
@@ -273,14 +274,17 @@ def flash_attn_with_kvcache(
                 "cos/sin seqlen must be at least the seqlen of KV cache")
     if isinstance(cache_seqlens, int):
         cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
-    arguments = (
-        maybe_contiguous(q), k_cache, v_cache, maybe_contiguous(k), maybe_contiguous(v), rotary_cos,
-        rotary_sin, rotary_interleaved, maybe_contiguous(cache_seqlens),
-        maybe_contiguous(cache_batch_idx), maybe_contiguous(cache_leftpad),
-        maybe_contiguous(block_table), alibi_slopes, None, num_splits, softmax_scale, causal,
-        max(window_size[0], -1), max(window_size[1], -1), max(softcap, 0.0))
+    options = CacheOptions(
+        maybe_contiguous(k), maybe_contiguous(v), rotary_cos, rotary_sin, rotary_interleaved,
+        cache_seqlens=maybe_contiguous(cache_seqlens),
+        cache_batch_idx=maybe_contiguous(cache_batch_idx),
+        cache_leftpad=maybe_contiguous(cache_leftpad), block_table=maybe_contiguous(block_table),
+        num_splits=num_splits, softmax_scale=softmax_scale, causal=causal,
+        window_left=max(window_size[0], -1), window_right=max(window_size[1], -1),
+        softcap=max(softcap, 0.0), alibi_slopes=alibi_slopes)
     try:
-        out, lse = torch_ops.attend_to_cache(*arguments)
+        out, lse = torch_ops.attend_to_cache(maybe_contiguous(q), k_cache, v_cache, options,
+                                             return_softmax_lse)
     except (InvalidArgument, Unsupported) as error:
         raise familiar_error(error, q, k_cache, v_cache, alibi_slopes) from None
     return (out, fa2_lse(lse)) if return_softmax_lse else out
