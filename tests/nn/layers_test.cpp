@@ -197,7 +197,7 @@ TEST(A7, gradients_predict_the_loss) {
     const Tensor direction = random.normal(value.shape);
     const Tensor center = clone(value);
     const Values c = values_of(center), d = values_of(direction);
-    const double step = 1e-2;
+    const double step = 4e-3;
     const auto loss_at = [&](double distance) {
       for (std::size_t i = 0; i < c.size(); ++i) {
         value.as<float>()[i] = static_cast<float>(c[i] + distance * d[i]);
