@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -20,6 +21,15 @@ Tensor random_ids(std::int64_t batch, std::int64_t seqlen, std::int64_t vocab_si
 
 // int64 [lengths.size(), longest]: each row's real tokens on the right.
 Tensor left_padding_mask(const std::vector<std::int64_t>& lengths);
+
+// What is generated for each prompt.
+using Tokens = std::vector<std::int64_t>;
+
+// Weights of the first seed from `seed` on with which generated(), tokens of this model, does not
+// hang on rounding: models whose weights are off by 1e-5 of themselves give the same. Then every
+// way to compute them must choose the same tokens.
+void init_clear_choices(model::CausalLM& model, std::uint64_t seed,
+                        const std::function<std::vector<Tokens>()>& generated);
 
 using NamedTensors = std::map<std::string, TensorView>;
 NamedTensors weights_of(model::CausalLM& model);

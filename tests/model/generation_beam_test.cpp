@@ -21,8 +21,6 @@ using model::GenerationOptions;
 using model::ModelConfig;
 using namespace test;
 
-using Tokens = std::vector<std::int64_t>;
-
 struct Hypothesis {
   Tokens tokens;  // new ones
   double score = 0.0;

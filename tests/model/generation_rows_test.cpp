@@ -21,8 +21,6 @@ using model::GenerationOptions;
 using model::ModelConfig;
 using namespace test;
 
-using Tokens = std::vector<std::int64_t>;
-
 std::vector<Tokens> random_prompts(const std::vector<std::int64_t>& lengths,
                                    std::int64_t vocab_size, std::uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -64,20 +62,31 @@ void expect_equal(const Generated& actual, const Generated& expected, const std:
   EXPECT_NEAR(actual.score, expected.score, 1e-4) << what;
 }
 
+// Each prompt alone, without a cache.
+std::vector<Generated> generate_alone(const CausalLM& model, const std::vector<Tokens>& prompts,
+                                      GenerationOptions options) {
+  options.cache = std::nullopt;
+  std::vector<Generated> alone;
+  for (std::size_t row = 0; row < prompts.size(); ++row) {
+    options.first_row = row;
+    alone.push_back(generate(model, std::span(&prompts[row], 1), options).at(0));
+  }
+  return alone;
+}
+
 // Alone, in a batch, without a cache and through each of them.
 void expect_rows_are_alone(const ModelConfig& config, std::vector<std::optional<CacheKind>> kinds) {
   CausalLM model(config);
-  model.init_weights(test_seed());
   const std::vector<Tokens> prompts = random_prompts(kLengths, config.vocab_size, test_seed() + 1);
   for (const Case& c : cases()) {
+    init_clear_choices(model, test_seed(), [&] {
+      std::vector<Tokens> tokens;
+      for (const Generated& row : generate_alone(model, prompts, c.options))
+        tokens.push_back(row.tokens);
+      return tokens;
+    });
+    const std::vector<Generated> alone = generate_alone(model, prompts, c.options);
     GenerationOptions options = c.options;
-    options.cache = std::nullopt;
-    std::vector<Generated> alone;
-    for (std::size_t row = 0; row < prompts.size(); ++row) {
-      options.first_row = row;
-      alone.push_back(generate(model, std::span(&prompts[row], 1), options).at(0));
-    }
-    options.first_row = 0;
     for (const std::optional<CacheKind> kind : kinds) {
       options.cache = kind;
       const std::string name =

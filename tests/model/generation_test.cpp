@@ -17,8 +17,6 @@ using model::GenerationOptions;
 using model::ModelConfig;
 using namespace test;
 
-using Tokens = std::vector<std::int64_t>;
-
 Tokens row_of(const Tensor& tokens, std::int64_t row, std::int64_t begin = 0) {
   const auto* first = tokens.view().select(0, row).as<std::int64_t>();
   return {first + begin, first + tokens.size(1)};
@@ -45,16 +43,20 @@ void expect_caches_agree(std::int64_t window, const std::vector<CacheKind>& kind
     ModelConfig config = tiny_config(kind);
     config.attention.sliding_window = window;
     CausalLM model(config);
-    model.init_weights(test_seed());
     const Tensor prompts = random_ids(3, 9, config.vocab_size, test_seed() + 1);
     const Tensor mask = left_padding_mask(lengths);
-    std::vector<Tokens> expected;
-    for (std::int64_t row = 0; row < 3; ++row) {
-      const TensorView alone = prompts.view()
-                                   .slice(0, row, row + 1)
-                                   .slice(1, 9 - lengths[static_cast<std::size_t>(row)], 9);
-      expected.push_back(expected_tokens(model, alone, kNewTokens));
-    }
+    const auto alone = [&] {
+      std::vector<Tokens> tokens;
+      for (std::int64_t row = 0; row < 3; ++row) {
+        const TensorView prompt = prompts.view()
+                                      .slice(0, row, row + 1)
+                                      .slice(1, 9 - lengths[static_cast<std::size_t>(row)], 9);
+        tokens.push_back(expected_tokens(model, prompt, kNewTokens));
+      }
+      return tokens;
+    };
+    init_clear_choices(model, test_seed(), alone);
+    const std::vector<Tokens> expected = alone();
     const auto expect_rows = [&](const Tensor& tokens, std::string_view name) {
       ASSERT_EQ(tokens.shape(), (Shape{3, 9 + kNewTokens}));
       for (std::int64_t row = 0; row < 3; ++row) {
