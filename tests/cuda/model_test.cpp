@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
 
 #include "core/located.h"
 #include "flashmha/checkpoint.h"
@@ -13,6 +12,7 @@
 #include "tests/attention/instance.h"
 #include "tests/compare.h"
 #include "tests/cuda/gpu.h"
+#include "tests/io/folder.h"
 
 namespace flashmha::tests {
 namespace {
@@ -229,14 +229,12 @@ TEST_F(DeviceModel, GeneratesTheTokensOfTheCpu) {
 
 TEST_F(DeviceModel, IsSavedAndLoaded) {
   TwoModels models;
-  const std::filesystem::path folder =
-      std::filesystem::path(testing::TempDir()) / "flashmha_device_model";
-  save_pretrained(models.gpu, folder.string());
+  const test::Folder folder;
+  save_pretrained(models.gpu, folder.path());
   const auto on_cpu =
-      model::load_pretrained(folder.string(), {.attention_kind = AttentionKind::plain});
+      model::load_pretrained(folder.path(), {.attention_kind = AttentionKind::plain});
   const auto on_gpu = model::load_pretrained(
-      folder.string(), {.device = kGpu, .attention_kind = AttentionKind::plain});
-  std::filesystem::remove_all(folder);
+      folder.path(), {.device = kGpu, .attention_kind = AttentionKind::plain});
   const Tensor ids = sentences(2, 10, test_seed());
   const Tensor expected = models.cpu.forward({.input_ids = ids});
   for (CausalLM* model : {on_cpu.get(), on_gpu.get(), &models.gpu}) {

@@ -2,13 +2,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <random>
 
 #include "flashmha/text_generation.h"
 #include "model/stop_strings.h"
 #include "tests/core/expect_error.h"
+#include "tests/io/folder.h"
 #include "tests/model/fixture.h"
 
 namespace flashmha {
@@ -229,25 +228,20 @@ TEST_F(TextGeneration, RefusesBadInput) {
 
 class StopTokens : public testing::Test {
  protected:
-  StopTokens() {
-    directory_ = std::filesystem::path(testing::TempDir()) / "flashmha_stop_tokens";
-    std::filesystem::create_directories(directory_);
-    config_.eos_token_ids = {7};
-  }
-  ~StopTokens() override { std::filesystem::remove_all(directory_); }
+  StopTokens() { config_.eos_token_ids = {7}; }
 
   std::vector<std::int64_t> read(const std::string& json) const {
-    std::ofstream(directory_ / "generation_config.json") << json;
-    return model::read_stop_token_ids(directory_, config_);
+    folder_.write("generation_config.json", json);
+    return model::read_stop_token_ids(folder_.path(), config_);
   }
 
-  std::filesystem::path directory_;
+  Folder folder_;
   model::ModelConfig config_;
 };
 
 TEST_F(StopTokens, come_from_the_generation_config_or_the_config) {
   using Ids = std::vector<std::int64_t>;
-  EXPECT_EQ(model::read_stop_token_ids(directory_, config_), Ids{7});
+  EXPECT_EQ(model::read_stop_token_ids(folder_.path(), config_), Ids{7});
   EXPECT_EQ(read(R"({"temperature": 0.6})"), Ids{7});
   EXPECT_EQ(read(R"({"eos_token_id": null})"), Ids{7});
   EXPECT_EQ(read(R"({"eos_token_id": 3})"), Ids{3});

@@ -1,7 +1,6 @@
 // tokenizer.json: what is refused and how, invalid UTF-8, folders of models, costs.
 #include <gtest/gtest.h>
 #include <ctime>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -13,6 +12,7 @@
 #include "flashmha/error.h"
 #include "flashmha/tokenizer.h"
 #include "tests/core/expect_error.h"
+#include "tests/io/folder.h"
 #include "tests/text/refusals.h"
 
 namespace flashmha::text {
@@ -190,42 +190,32 @@ TEST(tokenizer_json, many_threads_share_one) {
 
 class for_model : public testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = testing::TempDir() + "flashmha_tokenizer_" +
-              testing::UnitTest::GetInstance()->current_test_info()->name();
-    std::filesystem::remove_all(folder_);
-    std::filesystem::create_directory(folder_);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-  void write(const std::string& name, const std::string& text) const {
-    std::ofstream(folder_ + "/" + name) << text;
-  }
-  std::string folder_;
+  test::Folder folder_;
 };
 
 TEST_F(for_model, bytes_without_a_tokenizer) {
-  EXPECT_EQ(Tokenizer::for_model(folder_).vocab_size(), 257);
-  write("tokenizer.model", "x");
-  expect_error(ErrorCode::unsupported, {folder_, "tokenizer.model"},
-               [&] { Tokenizer::for_model(folder_); });
+  EXPECT_EQ(Tokenizer::for_model(folder_.path()).vocab_size(), 257);
+  folder_.write("tokenizer.model", "x");
+  expect_error(ErrorCode::unsupported, {folder_.path(), "tokenizer.model"},
+               [&] { Tokenizer::for_model(folder_.path()); });
 }
 
 TEST_F(for_model, ends_of_a_sequence) {
-  write("tokenizer.json", small().dump());
-  EXPECT_FALSE(Tokenizer::for_model(folder_).eos_token_id());
-  write("tokenizer_config.json", R"({"bos_token": null, "eos_token": {"content": "<s>"}})");
-  EXPECT_EQ(Tokenizer::for_model(folder_).eos_token_id(), 5);
-  EXPECT_FALSE(Tokenizer::for_model(folder_).bos_token_id());
-  write("tokenizer_config.json", R"({"bos_token": "<s>"})");
-  EXPECT_EQ(Tokenizer::for_model(folder_).bos_token_id(), 5);
-  write("tokenizer_config.json", R"({"eos_token": "</s>"})");
+  folder_.write("tokenizer.json", small().dump());
+  EXPECT_FALSE(Tokenizer::for_model(folder_.path()).eos_token_id());
+  folder_.write("tokenizer_config.json", R"({"bos_token": null, "eos_token": {"content": "<s>"}})");
+  EXPECT_EQ(Tokenizer::for_model(folder_.path()).eos_token_id(), 5);
+  EXPECT_FALSE(Tokenizer::for_model(folder_.path()).bos_token_id());
+  folder_.write("tokenizer_config.json", R"({"bos_token": "<s>"})");
+  EXPECT_EQ(Tokenizer::for_model(folder_.path()).bos_token_id(), 5);
+  folder_.write("tokenizer_config.json", R"({"eos_token": "</s>"})");
   expect_error(ErrorCode::invalid_argument, {"tokenizer_config.json", "eos_token", "</s>"},
-               [&] { Tokenizer::for_model(folder_); });
+               [&] { Tokenizer::for_model(folder_.path()); });
 }
 
 TEST_F(for_model, no_such_file) {
   expect_error(ErrorCode::io, {"absent.json"},
-               [&] { Tokenizer::from_file(folder_ + "/absent.json"); });
+               [&] { Tokenizer::from_file(folder_ / "absent.json"); });
 }
 
 double cpu_seconds(const std::function<void()>& work) {
