@@ -53,15 +53,25 @@ def statistics_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def new_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+def new_out(q: Tensor, v: Tensor) -> Tensor:
     shape = q.shape
     if len(shape) not in (3, 4) or v.dim() == 0:
         raise InvalidArgument("[attention] q must be [batch, seqlen_q, num_heads_q, head_dim] or "
                               "[total_q, num_heads_q, head_dim], and v likewise; got q "
                               f"{list(shape)}, v {list(v.shape)}")
+    if shape[-1] == v.shape[-1]:  # the quickest way to a tensor
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    return q.new_empty((*shape[:-1], v.shape[-1]))
+
+
+def new_lse(q: Tensor) -> Tensor:
+    shape = q.shape
     lse_shape = (shape[1], shape[0]) if len(shape) == 3 else (shape[0], shape[2], shape[1])
-    return (q.new_empty((*shape[:-1], v.shape[-1])),
-            q.new_empty(lse_shape, dtype=statistics_dtype(q)))
+    return q.new_empty(lse_shape, dtype=statistics_dtype(q))
+
+
+def new_results(q: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+    return new_out(q, v), new_lse(q)
 
 
 def workspace(num_bytes: int, index: int) -> Tensor:

@@ -20,6 +20,8 @@ from .torch_operators import (
     VALUES,
     are_deterministic,
     new_gradients,
+    new_lse,
+    new_out,
     new_results,
     pool_of,
     signed,
@@ -249,11 +251,7 @@ def attend_to_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, options: CacheO
                     needs_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
     """out and, if it is needed, lse; without gradient."""
     if is_plain_call(q):
-        if q.dim() == 4 and q.shape[-1] == v_cache.shape[-1] and q.dtype is not torch.float64:
-            out = _empty_like(q, memory_format=_contiguous)
-            lse = _quick_lse(q) if needs_lse else None
-        else:
-            out, lse = new_results(q, v_cache)
+        out, lse = new_out(q, v_cache), new_lse(q) if needs_lse else None
         _native.attend_to_cache(q, k_cache, v_cache, out, lse, *options, pool_of(q))
         return out, lse
     with torch.no_grad():

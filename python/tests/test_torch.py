@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from flashmha import torch_ops
+from flashmha.attention import CacheOptions
 
 import plain
 
@@ -276,9 +277,8 @@ def check_operators(rng, q, k, v):
     new = torch.randn(2, 1, 2, 16).to(q.dtype), torch.randn(2, 1, 2, 16).to(q.dtype)
     torch.library.opcheck(
         torch.ops.flashmha.attend_to_cache.default,
-        (q[:, :1].detach(), *cache, *new, None, None, False, None,
-         torch.tensor([3, 5], dtype=torch.int32), None, None, None, 0, None, True, -1, -1, False,
-         0.0, None, None, None, None))
+        (q[:, :1].detach(), *cache, *CacheOptions(
+            *new, cache_seqlens=torch.tensor([3, 5], dtype=torch.int32), causal=True)))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

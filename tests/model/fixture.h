@@ -27,9 +27,9 @@ using Tokens = std::vector<std::int64_t>;
 
 // Weights of the first seed from `seed` on with which generated(), tokens of this model, does not
 // hang on rounding: models whose weights are off by 1e-5 of themselves give the same. Then every
-// way to compute them must choose the same tokens.
-void init_clear_choices(model::CausalLM& model, std::uint64_t seed,
-                        const std::function<std::vector<Tokens>()>& generated);
+// way to compute them must choose the same tokens. Returns them.
+std::vector<Tokens> init_clear_choices(model::CausalLM& model, std::uint64_t seed,
+                                       const std::function<std::vector<Tokens>()>& generated);
 
 using NamedTensors = std::map<std::string, TensorView>;
 NamedTensors weights_of(model::CausalLM& model);

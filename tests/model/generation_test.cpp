@@ -45,18 +45,16 @@ void expect_caches_agree(std::int64_t window, const std::vector<CacheKind>& kind
     CausalLM model(config);
     const Tensor prompts = random_ids(3, 9, config.vocab_size, test_seed() + 1);
     const Tensor mask = left_padding_mask(lengths);
-    const auto alone = [&] {
+    const std::vector<Tokens> expected = init_clear_choices(model, test_seed(), [&] {
       std::vector<Tokens> tokens;
       for (std::int64_t row = 0; row < 3; ++row) {
-        const TensorView prompt = prompts.view()
-                                      .slice(0, row, row + 1)
-                                      .slice(1, 9 - lengths[static_cast<std::size_t>(row)], 9);
-        tokens.push_back(expected_tokens(model, prompt, kNewTokens));
+        const TensorView alone = prompts.view()
+                                     .slice(0, row, row + 1)
+                                     .slice(1, 9 - lengths[static_cast<std::size_t>(row)], 9);
+        tokens.push_back(expected_tokens(model, alone, kNewTokens));
       }
       return tokens;
-    };
-    init_clear_choices(model, test_seed(), alone);
-    const std::vector<Tokens> expected = alone();
+    });
     const auto expect_rows = [&](const Tensor& tokens, std::string_view name) {
       ASSERT_EQ(tokens.shape(), (Shape{3, 9 + kNewTokens}));
       for (std::int64_t row = 0; row < 3; ++row) {
